@@ -1,0 +1,103 @@
+"""The rows of evaluations: kept in evaluation.json and .csv, shown as a table.
+
+A row is a dict: the names of KEY, which say what was evaluated on what, then
+the metrics of `evaluation.summarize`, None where there is none. Baselines have
+no step and no attention.
+"""
+
+import csv
+import io
+import json
+import os
+import pathlib
+
+KEY = ('split', 'slice', 'name', 'step', 'attention', 'objective')
+FILE_NAMES = 'evaluation.json', 'evaluation.csv'
+_COLUMNS = (  # metric, its name in the table, its format
+  ('residue_perplexity', 'residue ppl', '.3f'),
+  ('masked_residue_perplexity', 'masked residue ppl', '.3f'),
+  ('bits_per_residue', 'bits/residue', '.3f'),
+  ('masked_bits_per_residue', 'bits/masked residue', '.3f'),
+  ('perplexity', 'ppl with EOS', '.3f'),
+  ('accuracy', 'accuracy', '.2%'),
+  ('masked_accuracy', 'masked accuracy', '.2%'),
+  ('protein_perplexity', 'protein ppl', '.3f'),
+  ('masked_protein_perplexity', 'masked protein ppl', '.3f'),
+  ('num_residues', 'residues', ',d'),
+)
+
+
+def merge_rows(work_dir, new_rows):
+  """Puts rows into evaluation.json and .csv; a row of the same key is replaced.
+
+  Args:
+    work_dir: folder of the two files.
+    new_rows: dicts of KEY and metrics.
+
+  Returns:
+    All rows, old and new.
+
+  Raises:
+    ValueError: if the file there is not one of ours.
+  """
+  path = pathlib.Path(work_dir) / FILE_NAMES[0]
+  merged = {}
+  try:
+    old_rows = json.loads(path.read_text()) if path.exists() else []
+    for row in [*old_rows, *new_rows]:
+      merged[tuple(row[name] for name in KEY)] = row
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f'{path} does not hold rows of an evaluation; move it away'
+    ) from error
+  rows = list(merged.values())
+  table = io.StringIO()
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  writer = csv.DictWriter(table, columns, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  _replace(path.with_name(FILE_NAMES[1]), table.getvalue())
+  _replace(path, json.dumps(rows, indent=1) + '\n')
+  return rows
+
+
+def _replace(path, text):
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def format_table(rows) -> str:
+  """The rows as text: a block for each objective, split and slice."""
+  blocks = {}
+  for row in rows:
+    name = (row['objective'], row['split'], row['slice'])
+    blocks.setdefault(name, []).append(row)
+  return '\n\n'.join(_block(*name, rows) for name, rows in blocks.items())
+
+
+def _block(objective, split, part, rows):
+  """One table: baselines first, then the model by step."""
+  words = {'pure': ', pure proteins', 'held_out': ', held-out residues'}
+  title = split + words.get(part, '')
+  if objective == 'masked':
+    title += ' (masked 15 %)'
+  columns = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in rows)]
+  lines = [[title, *(label for _, label, _ in columns)]]
+  for row in sorted(
+    rows, key=lambda row: -1 if row['step'] is None else row['step']
+  ):
+    name = row['name']
+    if row['step'] is not None:
+      name += f', step {row["step"]:,}, {row["attention"]} attention'
+    values = [(row.get(metric), form) for metric, _, form in columns]
+    cells = ['' if value is None else f'{value:{f}}' for value, f in values]
+    lines.append([f'  {name}', *cells])
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      [line[0].ljust(widths[0])]
+      + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+    )
+    for line in lines
+  )
