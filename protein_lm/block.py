@@ -1,0 +1,131 @@
+"""One layer of the Transformer.
+
+Axes: B batch, L length, H heads, K head width, D model width (emb_dim),
+F MLP width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from protein_lm.positions import apply_rotary
+
+# What the key of a training step is folded with, one number a purpose.
+DROPOUT, EMBED_DROPOUT, PROJECTION = range(3)
+
+
+class Block(nnx.Module):
+  """One pre-norm Transformer layer: attention, then MLP, both residual."""
+
+  def __init__(self, model, *, rngs):
+    """Builds the layer.
+
+    Args:
+      model: the FlaxModel whose numbers shape the layer.
+      rngs: nnx.Rngs for the initial weights.
+    """
+    num_heads, head_dim = model.num_heads, model.qkv_dim // model.num_heads
+    dense = functools.partial(
+      nnx.LinearGeneral,
+      dtype=model.dtype,
+      kernel_init=nnx.initializers.xavier_uniform(),
+      rngs=rngs,
+    )
+    self.attention_norm = make_norm(model, rngs)
+    self.query = dense(model.emb_dim, (num_heads, head_dim))
+    self.key = dense(model.emb_dim, (num_heads, head_dim))
+    self.value = dense(model.emb_dim, (num_heads, head_dim))
+    self.out = dense((num_heads, head_dim), model.emb_dim, axis=(-2, -1))
+    self.qk_norm = model.qk_norm
+    if self.qk_norm:
+      self.query_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
+      self.key_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
+    self.mlp_norm = make_norm(model, rngs)
+    self.mlp_in = dense(model.emb_dim, model.mlp_dim)
+    self.mlp_out = dense(model.mlp_dim, model.emb_dim)
+    self.gated = model.mlp == 'swiglu'
+    if self.gated:
+      self.mlp_gate = dense(model.emb_dim, model.mlp_dim)
+    self.rotary = model.position_embedding == 'rotary'
+    self.causal = model.causal
+    self.dropout_rate = model.dropout_rate
+    self.attention_dropout_rate = model.attention_dropout_rate
+
+  def __call__(
+    self, x_BLD, attention_fn, layer, positions_BL, segment_ids_BL, rng, stats
+  ):
+    """Applies the layer.
+
+    Args:
+      x_BLD: the residual stream.
+      attention_fn: the attention of this layer.
+      layer: index of the layer, may be traced.
+      positions_BL: positions, read by rotary embeddings.
+      segment_ids_BL: attention stays within runs of equal ids.
+      rng: key of the training step, or None to run deterministically.
+      stats: feature statistics of this layer, or None.
+
+    Returns:
+      [B, L, D].
+    """
+    dropout_rngs = [None] * 3
+    if rng is not None:
+      dropout_rng = jax.random.fold_in(rng, DROPOUT)
+      dropout_rngs = jax.random.split(jax.random.fold_in(dropout_rng, layer), 3)
+    h_BLD = self.attention_norm(x_BLD)
+    query_BLHK, key_BLHK = self.query(h_BLD), self.key(h_BLD)
+    if self.qk_norm:
+      query_BLHK = self.query_norm(query_BLHK)
+      key_BLHK = self.key_norm(key_BLHK)
+    if self.rotary:
+      query_BLHK = apply_rotary(query_BLHK, positions_BL)
+      key_BLHK = apply_rotary(key_BLHK, positions_BL)
+    attended_BLHK = attention_fn(
+      query_BLHK,
+      key_BLHK,
+      self.value(h_BLD),
+      segment_ids=segment_ids_BL,
+      is_causal=self.causal,
+      rng=_projection_rng(attention_fn, layer, rng),
+      deterministic=rng is None,
+      dropout_rate=self.attention_dropout_rate,
+      dropout_rng=dropout_rngs[0],
+      stats=stats,
+    )
+    x_BLD += dropout(
+      self.out(attended_BLHK), self.dropout_rate, dropout_rngs[1]
+    )
+    h_BLD = self.mlp_norm(x_BLD)
+    h_BLF = self.mlp_in(h_BLD)
+    if self.gated:
+      h_BLF *= jax.nn.silu(self.mlp_gate(h_BLD))
+    else:
+      h_BLF = jax.nn.gelu(h_BLF)
+    return x_BLD + dropout(
+      self.mlp_out(h_BLF), self.dropout_rate, dropout_rngs[2]
+    )
+
+
+def make_norm(model, rngs):
+  """The normalisation that the model names, over its width."""
+  norm = nnx.LayerNorm if model.norm == 'layernorm' else nnx.RMSNorm
+  return norm(model.emb_dim, dtype=model.dtype, rngs=rngs)
+
+
+def dropout(x, rate, rng):
+  """Zeroes a share of x and scales the rest; all of x stays without rng."""
+  if rng is None or rate == 0:
+    return x
+  keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def _projection_rng(attention_fn, layer, step_rng):
+  """The key of this layer's random features; None for exact attention."""
+  if not hasattr(attention_fn, 'projection_rng'):
+    return None
+  if step_rng is not None:
+    step_rng = jax.random.fold_in(step_rng, PROJECTION)
+  return attention_fn.projection_rng(layer, step_rng)

@@ -1,0 +1,345 @@
+"""Transformer language models of proteins: FlaxLM (causal), FlaxBERT (masked).
+
+Axes: B batch, L length, H heads, K head width, D model width (emb_dim),
+F MLP width, V vocabulary, N layers.
+
+The tree of parameters depends on the architecture alone, never on
+`attention_fn`, `scan_layers` or `remat`: layers are stacked on a leading axis
+N, so one checkpoint runs under every attention.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import gin
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from protein_lm import vocab
+from protein_lm.block import EMBED_DROPOUT, Block, dropout, make_norm
+from protein_lm.exact_attention import exact_attention
+from protein_lm.positions import positions_in_segments, sinusoid
+
+PositionEmbedding = Literal['learned', 'sinusoidal', 'rotary']
+Norm = Literal['layernorm', 'rmsnorm']
+Mlp = Literal['gelu', 'swiglu']
+Dtype = Literal['float32', 'bfloat16']
+
+_CHOICES = {
+  'position_embedding': get_args(PositionEmbedding),
+  'norm': get_args(Norm),
+  'mlp': get_args(Mlp),
+  'dtype': get_args(Dtype),
+}
+
+
+@gin.configurable
+class FlaxModel(nnx.Module):
+  """A Transformer over protein tokens; use FlaxLM or FlaxBERT.
+
+  Bindings of `FlaxModel` in gin reach both.
+  """
+
+  causal = None
+  objective = None
+
+  def __init__(
+    self,
+    attention_fn: Callable | tuple[Callable, ...] | None = None,
+    vocab_size: int = vocab.SIZE,
+    emb_dim: int = 512,
+    qkv_dim: int = 512,
+    mlp_dim: int = 2048,
+    num_layers: int = 6,
+    num_heads: int = 8,
+    max_len: int = 512,
+    dropout_rate: float = 0.1,
+    attention_dropout_rate: float = 0.0,
+    position_embedding: PositionEmbedding = 'learned',
+    norm: Norm = 'layernorm',
+    mlp: Mlp = 'gelu',
+    tie_embeddings: bool = False,
+    qk_norm: bool = False,
+    dtype: Dtype = 'float32',
+    scan_layers: bool = True,
+    remat: bool = False,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    """Builds the model.
+
+    Args:
+      attention_fn: one callable, or a tuple of them repeated over the layers
+        (hybrids). None is exact attention.
+      vocab_size: number of token ids, V.
+      emb_dim: model width, D.
+      qkv_dim: width of all heads together, H x K.
+      mlp_dim: MLP width, F.
+      num_layers: N.
+      num_heads: H.
+      max_len: rows of a learned position table; the other position embeddings
+        take sequences of any length.
+      dropout_rate: of embeddings and of both residual branches.
+      attention_dropout_rate: of attention weights; fast attention refuses it.
+      position_embedding: 'learned' (started from the sinusoid), 'sinusoidal'
+        or 'rotary'.
+      norm: 'layernorm' or 'rmsnorm'.
+      mlp: 'gelu' or 'swiglu' (arXiv 2002.05202).
+      tie_embeddings: the output layer is the transposed input embedding.
+      qk_norm: RMSNorm with a learned scale on the queries and keys of a head.
+      dtype: of the computation, 'float32' or 'bfloat16'; parameters and logits
+        stay float32.
+      scan_layers: compile one layer and scan over it.
+      remat: recompute each layer in the backward pass instead of storing it.
+      rngs: nnx.Rngs for the initial weights.
+
+    Raises:
+      ValueError: for a contradiction among these, or between the model and an
+        attention (its direction, attention dropout).
+    """
+    self.emb_dim, self.qkv_dim, self.mlp_dim = emb_dim, qkv_dim, mlp_dim
+    self.num_layers, self.num_heads = num_layers, num_heads
+    self.vocab_size, self.max_len = vocab_size, max_len
+    self.dropout_rate = dropout_rate
+    self.attention_dropout_rate = attention_dropout_rate
+    self.position_embedding, self.norm, self.mlp = position_embedding, norm, mlp
+    self.tie_embeddings, self.qk_norm = tie_embeddings, qk_norm
+    self.dtype = str(dtype)
+    self.scan_layers, self.remat = scan_layers, remat
+    if attention_fn is None:
+      attention_fn = exact_attention()
+    if not isinstance(attention_fn, (tuple, list)):
+      attention_fn = (attention_fn,)
+    self.attention_fns = tuple(attention_fn)
+    _check(self)
+
+    self.embed = nnx.Embed(
+      vocab_size,
+      emb_dim,
+      embedding_init=nnx.initializers.normal(emb_dim**-0.5),
+      dtype=self.dtype,
+      rngs=rngs,
+    )
+    if position_embedding == 'learned':
+      self.position_table = nnx.Param(sinusoid(jnp.arange(max_len), emb_dim))
+
+    @nnx.split_rngs(splits=num_layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def make_blocks(rngs):
+      return Block(self, rngs=rngs)
+
+    self.blocks = make_blocks(rngs)
+    self.final_norm = make_norm(self, rngs)
+    if not tie_embeddings:
+      self.output = nnx.Linear(
+        emb_dim,
+        vocab_size,
+        kernel_init=nnx.initializers.normal(0.02),
+        rngs=rngs,
+      )
+
+  def __call__(
+    self,
+    tokens,
+    *,
+    positions=None,
+    segment_ids=None,
+    rng=None,
+    deterministic=True,
+    stats=None,
+  ):
+    """Logits of every position.
+
+    Args:
+      tokens: [B, L] int token ids.
+      positions: [B, L] int; counted within segments if None.
+      segment_ids: [B, L] int, attention stays within runs of equal ids; if
+        None, padding (`vocab.PAD_ID`) is one segment and the rest another.
+      rng: key of the training step, for dropout and redrawn projections.
+      deterministic: True evaluates; False trains and needs rng.
+      stats: feature statistics with leading axis N, or None.
+
+    Returns:
+      [B, L, V] float32. FlaxLM's logits at t are of token t + 1, FlaxBERT's
+      of token t.
+
+    Raises:
+      ValueError: if a learned position table is shorter than L, or rng is
+        missing.
+    """
+    x_BLD = self.hidden(
+      tokens,
+      positions=positions,
+      segment_ids=segment_ids,
+      rng=rng,
+      deterministic=deterministic,
+      stats=stats,
+    ).astype(jnp.float32)
+    if not self.tie_embeddings:
+      return self.output(x_BLD)
+    embedding_VD = self.embed.embedding[...].astype(jnp.float32)
+    x_BLD *= self.emb_dim**-0.5
+    return jnp.einsum('bld,vd->blv', x_BLD, embedding_VD)
+
+  def hidden(
+    self,
+    tokens,
+    *,
+    positions=None,
+    segment_ids=None,
+    rng=None,
+    deterministic=True,
+    stats=None,
+  ):
+    """The last layer's normalised output, [B, L, D]; arguments as __call__."""
+    if deterministic:
+      rng = None
+    elif rng is None:
+      raise ValueError('training (deterministic=False) needs rng, got None.')
+    if segment_ids is None:
+      segment_ids = (tokens != vocab.PAD_ID).astype(jnp.int32)
+    if positions is None:
+      positions = positions_in_segments(segment_ids)
+    # Rows of the table have unit variance, as positions do.
+    x_BLD = self.embed(tokens) * self.emb_dim**0.5
+    x_BLD = self._add_positions(x_BLD, positions)
+    if rng is not None:
+      embed_rng = jax.random.fold_in(rng, EMBED_DROPOUT)
+      x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
+    x_BLD = self._apply_blocks(x_BLD, positions, segment_ids, rng, stats)
+    return self.final_norm(x_BLD)
+
+  def _add_positions(self, x_BLD, positions_BL):
+    if self.position_embedding == 'rotary':
+      return x_BLD
+    if self.position_embedding == 'sinusoidal':
+      return x_BLD + sinusoid(positions_BL, self.emb_dim).astype(x_BLD.dtype)
+    if x_BLD.shape[1] > self.max_len:
+      raise ValueError(
+        f'the learned position table ends at max_len={self.max_len}, got '
+        f'{x_BLD.shape[1]} tokens; score in windows, or train with '
+        "position_embedding = 'rotary'."
+      )
+    # A position past the table is NaN, never its last row.
+    table_LD = self.position_table[...].astype(x_BLD.dtype)
+    return x_BLD + table_LD.at[positions_BL].get(
+      mode='fill', fill_value=jnp.nan
+    )
+
+  def _apply_blocks(self, x_BLD, positions_BL, segment_ids_BL, rng, stats):
+    graphdef, params_N = nnx.split(self.blocks)
+    fns = self.attention_fns
+
+    def apply_block(x_BLD, layer, params, stats, fn):
+      block = nnx.merge(graphdef, params)
+      return block(x_BLD, fn, layer, positions_BL, segment_ids_BL, rng, stats)
+
+    if self.remat:
+      apply_block = jax.checkpoint(
+        apply_block, static_argnums=(4,), prevent_cse=not self.scan_layers
+      )
+
+    def apply_pattern(x_BLD, inputs):
+      layers_P, params_P, stats_P = inputs
+      for p in range(layers_P.shape[0]):
+        params, stats = jax.tree.map(lambda a, p=p: a[p], (params_P, stats_P))
+        x_BLD = apply_block(x_BLD, layers_P[p], params, stats, fns[p])
+      return x_BLD, None
+
+    # Whole patterns of layers are scanned; what remains is unrolled.
+    inputs_N = (jnp.arange(self.num_layers), params_N, stats)
+    period = len(fns) if self.scan_layers else self.num_layers
+    fns = tuple(fns[i % len(fns)] for i in range(period))
+    scanned = self.num_layers // period * period
+    if scanned > period:
+      inputs_GP = jax.tree.map(
+        lambda a: a[:scanned].reshape(-1, period, *a.shape[1:]), inputs_N
+      )
+      x_BLD, _ = jax.lax.scan(apply_pattern, x_BLD, inputs_GP)
+      inputs_N = jax.tree.map(lambda a: a[scanned:], inputs_N)
+    return apply_pattern(x_BLD, inputs_N)[0]
+
+
+@gin.configurable
+class FlaxLM(FlaxModel):
+  """Causal language model: position t predicts token t + 1."""
+
+  causal = True
+  objective = 'causal'
+
+
+@gin.configurable
+class FlaxBERT(FlaxModel):
+  """Masked language model: every position sees the whole protein."""
+
+  causal = False
+  objective = 'masked'
+
+
+def num_params(params):
+  """Number of scalars in a tree of parameters."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _check(model):
+  """Refuses contradictions, each with its way out."""
+  name = type(model).__name__
+  if model.causal is None:
+    raise ValueError(
+      'FlaxModel is the common part of the models: use FlaxLM (causal) or '
+      'FlaxBERT (masked).'
+    )
+  for argument, choices in _CHOICES.items():
+    if getattr(model, argument) not in choices:
+      raise ValueError(
+        f'{name}.{argument} must be one of {", ".join(choices)}, got '
+        f'{getattr(model, argument)!r}.'
+      )
+  for argument in ('emb_dim', 'qkv_dim', 'mlp_dim', 'num_layers', 'num_heads'):
+    if getattr(model, argument) < 1:
+      raise ValueError(
+        f'{name}.{argument} must be positive, got {getattr(model, argument)}.'
+      )
+  for argument in ('dropout_rate', 'attention_dropout_rate'):
+    if not 0 <= getattr(model, argument) < 1:
+      raise ValueError(
+        f'{name}.{argument} must be in [0, 1), got {getattr(model, argument)}.'
+      )
+  if model.qkv_dim % model.num_heads:
+    raise ValueError(
+      f'{name}.qkv_dim={model.qkv_dim} must be a multiple of '
+      f'num_heads={model.num_heads}.'
+    )
+  if model.position_embedding == 'rotary' and (
+    model.qkv_dim // model.num_heads % 2
+  ):
+    raise ValueError(
+      'rotary positions need heads of even width, got qkv_dim / num_heads = '
+      f'{model.qkv_dim // model.num_heads}.'
+    )
+  if model.position_embedding != 'rotary' and model.emb_dim % 2:
+    raise ValueError(
+      f'{model.position_embedding} positions need an even emb_dim, got '
+      f'{model.emb_dim}.'
+    )
+  for fn in model.attention_fns:
+    if not callable(fn):
+      raise ValueError(
+        f'{name}.attention_fn must be callable, got {fn!r}; in gin, call the '
+        'factory: @exact_attention() or @make_fast_softmax_attention().'
+      )
+    direction = getattr(fn, 'unidirectional', None)
+    if direction is not None and direction != model.causal:
+      raise ValueError(
+        f'{name} is {"causal" if model.causal else "not causal"} but its '
+        f'attention_fn has unidirectional={direction}; leave unidirectional '
+        'unset (None) so that it follows the model.'
+      )
+    exact = getattr(fn, 'supports_dropout', False)
+    if model.attention_dropout_rate and not exact:
+      raise ValueError(
+        f'{name}.attention_dropout_rate={model.attention_dropout_rate} needs '
+        f'@exact_attention(): {type(fn).__name__} has no attention weights to '
+        'drop; set it to 0 and use dropout_rate.'
+      )

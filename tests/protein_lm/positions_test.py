@@ -1,0 +1,40 @@
+"""Positions restart with segments; rotations know only differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from protein_lm import positions
+
+
+def test_positions_restart_with_each_run_of_equal_ids():
+  segment_ids_BL = jnp.array([[1, 1, 2, 2, 2, 0], [3, 1, 1, 3, 3, 0]])
+  found = positions.positions_in_segments(segment_ids_BL)
+  np.testing.assert_array_equal(found, [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 0]])
+
+
+def test_runs_of_equal_ids_are_numbered_apart():
+  segment_ids_BL = jnp.array([[3, 1, 1, 3]])
+  np.testing.assert_array_equal(
+    positions.segment_runs(segment_ids_BL), [[0, 1, 1, 2]]
+  )
+
+
+def test_sinusoid_starts_at_sine_0_and_cosine_1():
+  table = positions.sinusoid(jnp.arange(3), 4)
+  np.testing.assert_allclose(table[0], [0, 0, 1, 1])
+  np.testing.assert_allclose(table[2, 0], np.sin(2.0), rtol=1e-6)
+
+
+def test_rotary_products_depend_on_the_difference_alone(rng):
+  q_rng, k_rng = jax.random.split(rng)
+  query = jax.random.normal(q_rng, (1, 1, 1, 8))
+  key = jax.random.normal(k_rng, (1, 1, 1, 8))
+
+  def product(q_position, k_position):
+    q = positions.apply_rotary(query, jnp.array([[q_position]]))
+    k = positions.apply_rotary(key, jnp.array([[k_position]]))
+    return jnp.sum(q * k)
+
+  np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
+  assert abs(product(7, 3) - product(7, 4)) > 1e-3
