@@ -1,0 +1,402 @@
+"""FastAttention: the callable, what it honours and what it refuses.
+
+Axes: B batch (all batch axes merged), L queries, S keys, H query heads,
+J key/value heads, K head width, E value width, M features.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fast_attention import arguments, decoding, kernels, linear, projections
+from fast_attention import features as features_lib
+from fast_attention import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class FastAttention:
+  """Attention with a feature map, in linear time.
+
+  out_t = sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s)
+
+  A value: it holds no arrays, prints, compares and hashes, so that equal
+  attentions share one compiled function. Make it with
+  `make_fast_softmax_attention` or `make_fast_generalized_attention`, which
+  document and check the attributes.
+
+  Example:
+
+    attention = make_fast_softmax_attention(nb_features=64)
+    out = attention(query, key, value, is_causal=True)  # [B, L, H, K]
+  """
+
+  features_type: str
+  qkv_dim: int | None = None
+  nb_features: int = 256
+  ortho_features: bool = True
+  renormalize_attention: bool = True
+  numerical_stabilizer: float = 0.0
+  ortho_scaling: float = 0.0
+  redraw_features: bool = False
+  unidirectional: bool | None = None
+  kernel_fn: kernels.KernelFn | None = None
+  kernel_epsilon: float = 0.0
+  lax_scan_unroll: int | None = None
+  seed: int = 0
+  implementation: str = 'auto'
+
+  def __post_init__(self):
+    arguments.check_fields(self)
+
+  def __repr__(self) -> str:
+    """The fields that differ from their defaults."""
+    parts = []
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value != field.default:
+        text = (
+          kernels.kernel_name(value)
+          if field.name == 'kernel_fn'
+          else repr(value)
+        )
+        parts.append(f'{field.name}={text}')
+    return f'FastAttention({", ".join(parts)})'
+
+  def __call__(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: Any = None,
+    precision: Any = None,
+    module: Any = None,
+    promote_dtype: Any = None,
+    is_causal: bool = False,
+    *,
+    segment_ids: jax.Array | None = None,
+    rng: jax.Array | None = None,
+    stats: Any = None,
+    force_fp32_for_softmax: bool = False,
+    einsum_dot_general: Any = None,
+    qk_attn_weights_einsum: Any = None,
+    attn_weights_value_einsum: Any = None,
+  ) -> jax.Array:
+    """Attention of queries over keys.
+
+    Every argument Flax may send is named: linen drops those that are not.
+
+    Args:
+      query: `[batch..., L, H, K]`, any number of batch axes.
+      key: `[batch..., S, J, K]`; J divides H (multi-query attention).
+      value: `[batch..., S, J, E]`.
+      bias: refused.
+      mask: key padding, `[batch..., 1, 1, S]`, bool or 0/1; True is seen.
+      broadcast_dropout: without effect, as there is no dropout.
+      dropout_rng: without effect.
+      dropout_rate: refused if positive, unless deterministic.
+      deterministic: whether dropout is off.
+      dtype: of the output; default that of `value`.
+      precision: of every product except the projection's, which is highest.
+      module: refused: weights that are never formed cannot be sown.
+      promote_dtype: applied to query, key and value first, if given.
+      is_causal: whether query t sees keys up to t only. `unidirectional=True`
+        makes every call causal. A causal query of length 1 with more keys is
+        the last one: it sees all unmasked keys (cached decoding).
+      segment_ids: `[batch..., L]` ints; a position sees its own maximal run
+        of equal ids.
+      rng: the key the projection is drawn from, see `projection_rng`; default
+        the fixed one of `seed`.
+      stats: refused: these feature maps use none.
+      force_fp32_for_softmax: always so.
+      einsum_dot_general: refused, like the next two: there are no such
+        products.
+      qk_attn_weights_einsum: refused.
+      attn_weights_value_einsum: refused.
+
+    Returns:
+      `[batch..., L, H, E]`. Queries that see no key give zeros.
+
+    Raises:
+      ValueError: an argument cannot be honoured, or shapes do not fit.
+    """
+    del broadcast_dropout, dropout_rng, force_fp32_for_softmax
+    arguments.refuse(
+      bias=bias,
+      dropout_rate=0.0 if deterministic else dropout_rate,
+      module=module,
+      stats=stats,
+      einsums=(
+        einsum_dot_general,
+        qk_attn_weights_einsum,
+        attn_weights_value_einsum,
+      ),
+    )
+    if promote_dtype is not None:
+      query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    return self._attend(
+      query,
+      key,
+      value,
+      mask=mask,
+      segment_ids=segment_ids,
+      causal=self._is_causal(is_causal),
+      projection=None,
+      rng=rng,
+      dtype=dtype,
+      precision=precision,
+    )
+
+  def _is_causal(self, is_causal: bool) -> bool:
+    if self.unidirectional is None:
+      return is_causal
+    if is_causal and not self.unidirectional:
+      raise ValueError(
+        'is_causal=True contradicts unidirectional=False: leave unidirectional '
+        'unset (None) to follow the model.'
+      )
+    return self.unidirectional
+
+  def _attend(
+    self,
+    query,
+    key,
+    value,
+    *,
+    mask,
+    segment_ids,
+    causal,
+    projection,
+    rng,
+    dtype=None,
+    precision=None,
+  ):
+    arguments.check_shapes(query, key, value, self.qkv_dim)
+    arguments.check_segment_ids(segment_ids, query, key)
+    num_queries, num_keys = query.shape[-3], key.shape[-3]
+    if causal and num_queries != num_keys:
+      arguments.check_last_query(num_queries, num_keys)
+      causal = False  # The last query sees all unmasked keys.
+
+    *batch_shape, L, H, K = query.shape
+    J = key.shape[-2]
+    if projection is None:
+      projection = self.projection(rng, J, K)
+    if H > J:  # Each key head serves H / J query heads in a row.
+      key, value = (jnp.repeat(x, H // J, axis=-2) for x in (key, value))
+      if projection is not None:
+        projection = jnp.repeat(projection, H // J, axis=0)
+    if segment_ids is not None:
+      segment_ids = segment_ids.reshape(-1, L)
+    out_BLHE = linear.linear_attention(
+      linear.Linear(
+        self._feature_map,
+        causal,
+        self.implementation,
+        self.lax_scan_unroll,
+        precision,
+      ),
+      *(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)),
+      projection,
+      valid_BS=arguments.key_padding(mask, batch_shape, num_keys),
+      segment_ids_BL=segment_ids,
+    )
+    out = out_BLHE.reshape(*batch_shape, *out_BLHE.shape[1:])
+    return out.astype(value.dtype if dtype is None else dtype)
+
+  @property
+  def _feature_map(self) -> features_lib.FeatureMap:
+    is_softmax = self.features_type in features_lib.SOFTMAX_TYPES
+    return features_lib.FeatureMap(
+      kind=self.features_type if is_softmax else 'kernel',
+      kernel_fn=self.kernel_fn,
+      kernel_epsilon=self.kernel_epsilon,
+      numerical_stabilizer=self.numerical_stabilizer,
+      renormalize=self.renormalize_attention,
+    )
+
+  # Random matrices.
+
+  def projection_rng(
+    self, layer: int | jax.Array, step_rng: jax.Array | None = None
+  ) -> jax.Array:
+    """The key from which a layer's projection is drawn.
+
+    Args:
+      layer: number of the layer; may be traced.
+      step_rng: randomness of the training step. Used if `redraw_features`;
+        None (evaluation, decoding) gives the fixed matrix.
+    """
+    if self.redraw_features and step_rng is not None:
+      rng = jax.random.fold_in(step_rng, self.seed)
+    else:
+      rng = jax.random.key(self.seed)
+    return jax.random.fold_in(rng, layer)
+
+  def projection(
+    self, rng: jax.Array | None, num_heads: int, depth: int, dtype=jnp.float32
+  ) -> jax.Array | None:
+    """The matrices of all key heads, `[J, M, K]`; None if there are none.
+
+    Args:
+      rng: see `projection_rng`; None is the fixed one of layer 0.
+      num_heads: number of key/value heads J.
+      depth: head width K.
+      dtype: of the result; the draw does not depend on it.
+    """
+    if self.features_type == 'deterministic':
+      return None
+    shape = (num_heads, self.nb_features, depth)
+    kind = dict(
+      orthogonal=self.ortho_features, ortho_scaling=self.ortho_scaling
+    )
+    if rng is None:
+      projection_JMK = projections.fixed_head_projections(
+        self.seed, 0, *shape, **kind
+      )
+    else:
+      projection_JMK = projections.head_projections(rng, *shape, **kind)
+    return jax.lax.stop_gradient(jnp.asarray(projection_JMK, dtype))
+
+  # Decoding: the past is a state of fixed size, whatever the position.
+
+  def init_state(
+    self,
+    batch_shape: tuple[int, ...],
+    heads: int,
+    depth: int,
+    value_depth: int | None = None,
+    dtype=jnp.float32,
+  ) -> state_lib.State:
+    """The state before the first token.
+
+    Args:
+      batch_shape: of all batch axes.
+      heads: number of key/value heads J.
+      depth: head width K.
+      value_depth: width of values E; default K.
+      dtype: float32 or wider.
+
+    Returns:
+      A pytree of arrays that start with `[batch..., J]`.
+    """
+    is_deterministic = self.features_type == 'deterministic'
+    nb_features = None if is_deterministic else self.nb_features
+    return state_lib.empty_state(
+      (*batch_shape, heads),
+      self._feature_map.width(nb_features, depth),
+      depth if value_depth is None else value_depth,
+      dtype,
+    )
+
+  def prefill(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    rng: jax.Array | None = None,
+    projection: jax.Array | None = None,
+  ) -> tuple[jax.Array, state_lib.State]:
+    """Causal attention over a prompt, and the state after it.
+
+    Args:
+      query: `[batch..., L, H, K]`.
+      key: `[batch..., L, J, K]`.
+      value: `[batch..., L, J, E]`.
+      segment_ids: `[batch..., L]`; the state holds the run of the last
+        unmasked key.
+      mask: `[batch..., 1, 1, L]`; masked keys (padding on the right, say) do
+        not enter the state.
+      rng: see `projection_rng`; default the fixed one of layer 0.
+      projection: instead of `rng`, what `projection` gave for it.
+
+    Returns:
+      Outputs `[batch..., L, H, E]` and the state.
+    """
+    self._check_decodes()
+    arguments.check_shapes(query, key, value, self.qkv_dim)
+    *batch_shape, L, J, K = key.shape
+    if projection is None:
+      projection = self.projection(rng, J, K)
+    out = self._attend(
+      query,
+      key,
+      value,
+      mask=mask,
+      segment_ids=segment_ids,
+      causal=True,
+      projection=projection,
+      rng=None,
+    )
+    valid_BL = arguments.key_padding(mask, batch_shape, L)
+    if segment_ids is not None:
+      valid_BL = decoding.last_run(segment_ids.reshape(-1, L), valid_BL)
+    state = decoding.state_of(
+      self._feature_map,
+      *(x.reshape(-1, *x.shape[-3:]) for x in (key, value)),
+      projection,
+      valid_BL,
+    )
+    return out, jax.tree.map(
+      lambda x: x.reshape(*batch_shape, *x.shape[1:]), state
+    )
+
+  def step(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: state_lib.State,
+    *,
+    rng: jax.Array | None = None,
+    projection: jax.Array | None = None,
+  ) -> tuple[jax.Array, state_lib.State]:
+    """One token: its key enters the state, its query reads it.
+
+    Args:
+      query: `[batch..., 1, H, K]`.
+      key: `[batch..., 1, J, K]`.
+      value: `[batch..., 1, J, E]`.
+      state: from `init_state`, `prefill` or `step`.
+      rng: see `projection_rng`; the one the state was made with.
+      projection: instead of `rng`, what `projection` gave for it: nothing is
+        drawn again at each token.
+
+    Returns:
+      Output `[batch..., 1, H, E]` and the next state.
+    """
+    self._check_decodes()
+    arguments.check_shapes(query, key, value, self.qkv_dim)
+    arguments.check_step(query, key, value, state)
+    *batch_shape, _, J, K = key.shape
+    if projection is None:
+      projection = self.projection(rng, J, K)
+    out, state = decoding.step(
+      self._feature_map,
+      *(x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)),
+      jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[len(batch_shape) :]), state
+      ),
+      projection,
+    )
+    return (
+      out.reshape(*batch_shape, 1, *out.shape[1:]).astype(value.dtype),
+      jax.tree.map(lambda x: x.reshape(*batch_shape, *x.shape[1:]), state),
+    )
+
+  def _check_decodes(self):
+    if self.unidirectional is False:
+      raise ValueError(
+        'unidirectional=False has no decode state: every output depends on '
+        'later tokens. Leave unidirectional unset (None).'
+      )
