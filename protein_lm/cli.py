@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from protein_lm import config
 
@@ -68,6 +68,7 @@ def exits_cleanly(main):
 
   @functools.wraps(main)
   def wrapped(argv):
+    logging.set_verbosity(logging.WARNING)
     try:
       if argv[1:]:
         raise ValueError(f'{argv[1]!r} is no flag: flags begin with --')

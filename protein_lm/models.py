@@ -244,13 +244,14 @@ class FlaxModel(nnx.Module):
       layers_P, params_P, stats_P = inputs
       for p in range(layers_P.shape[0]):
         params, stats = jax.tree.map(lambda a, p=p: a[p], (params_P, stats_P))
-        x_BLD = apply_block(x_BLD, layers_P[p], params, stats, fns[p])
+        x_BLD = apply_block(
+          x_BLD, layers_P[p], params, stats, fns[p % len(fns)]
+        )
       return x_BLD, None
 
     # Whole patterns of layers are scanned; what remains is unrolled.
     inputs_N = (jnp.arange(self.num_layers), params_N, stats)
     period = len(fns) if self.scan_layers else self.num_layers
-    fns = tuple(fns[i % len(fns)] for i in range(period))
     scanned = self.num_layers // period * period
     if scanned > period:
       inputs_GP = jax.tree.map(

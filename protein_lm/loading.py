@@ -1,0 +1,89 @@
+"""A trained model from its work_dir alone."""
+
+import dataclasses
+import os
+from typing import Any
+
+import gin
+
+from protein_lm import checkpoint, config, objectives, vocab
+from protein_lm import data as data_lib
+from protein_lm import train_step as steps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+  """A checkpoint and all that its configuration says.
+
+  Attributes:
+    work_dir: folder of the run.
+    step: step of the checkpoint.
+    graphdef: static graph of the model.
+    params: nested dict of arrays.
+    config: the operative configuration, text in gin's syntax.
+  """
+
+  work_dir: str
+  step: int
+  graphdef: Any
+  params: Any
+  config: str
+  vocab = vocab
+
+  @property
+  def model(self):
+    """The FlaxLM or FlaxBERT with its parameters, ready to call."""
+    return steps.merge_model(self.graphdef, self.params)
+
+  @property
+  def objective(self):
+    """The objective it was trained on, see objectives.py."""
+    return objectives.make_objective(self.model.objective)
+
+  def make_score_step(self):
+    """A jitted `score_step(params, batch, mask_BL=None)`, see train_step.py."""
+    return steps.make_score_step(self.graphdef, self.objective)
+
+  def open_data(self):
+    """The Data it was trained on."""
+    return data_lib.open_data(self.work_dir)
+
+
+def load(work_dir, step='latest', gin_bindings=()):
+  """Loads a checkpoint and the configuration beside it.
+
+  Clears the gin configuration of the process and puts that of the checkpoint
+  in its place. The configuration is read as untrusted: literal values and
+  registered names only.
+
+  Args:
+    work_dir: folder of the run.
+    step: a step, 'latest' or 'best' (lowest validation loss).
+    gin_bindings: bindings that override the configuration, such as
+      'FlaxModel.attention_fn = @exact_attention()'.
+
+  Returns:
+    LoadedModel.
+
+  Raises:
+    checkpoint.CheckpointError: without a good checkpoint.
+    config.ConfigError: for a binding that is wrong.
+
+  Example:
+    loaded = protein_lm.load('runs/quickstart')
+    logits_BLV = loaded.model(tokens_BL)
+  """
+  work_dir = os.path.abspath(os.path.expanduser(work_dir))
+  step = checkpoint.choose(work_dir, step)
+  config.register()
+  config.clear()
+  config.parse_text(
+    checkpoint.config(work_dir, step),
+    source=f'{work_dir}/checkpoints/{step}/config.gin',
+    trusted=False,
+  )
+  config.parse((), gin_bindings)
+  model_cls = gin.get_bindings('experiment')['model_cls']
+  graphdef, abstract_params = steps.abstract_model(model_cls)
+  params, _ = checkpoint.restore_params(work_dir, abstract_params, step)
+  return LoadedModel(work_dir, step, graphdef, params, config.config_str())

@@ -1,0 +1,44 @@
+"""Trains a protein language model: python -m protein_lm.train --work_dir=D ...
+
+Run it again to go on with an interrupted run. Everything but the folder comes
+from gin; with --work_dir alone, from the configuration saved in the folder.
+"""
+
+import os
+
+from absl import flags
+
+from protein_lm import cli
+
+
+def train(argv):
+  """Parses and checks the configuration, then runs the experiment."""
+  del argv
+  from protein_lm import checkpoint, config
+
+  work_dir = os.path.abspath(os.path.expanduser(flags.FLAGS.work_dir))
+  if not flags.FLAGS.gin_files and checkpoint.steps(work_dir):
+    config.register()
+    saved = checkpoint.config(work_dir, checkpoint.choose(work_dir))
+    config.parse_text(saved, source=f'{work_dir}: config', trusted=False)
+  cli.parse_gin_flags()
+
+  from protein_lm.experiment import run_experiment
+
+  run_experiment(work_dir, dry_run=flags.FLAGS.dry_run)
+
+
+def main():
+  """Defines the flags and runs; the console script protein-lm-train."""
+  flags.DEFINE_string(
+    'work_dir', None, 'Folder of the run; made if absent.', required=True
+  )
+  flags.DEFINE_bool(
+    'dry_run', False, 'Print what the run would take; train nothing.'
+  )
+  cli.define_gin_flags()
+  cli.run(train)
+
+
+if __name__ == '__main__':
+  main()
