@@ -21,6 +21,11 @@ def train(argv):
     config.register()
     saved = checkpoint.config(work_dir, checkpoint.choose(work_dir))
     config.parse_text(saved, source=f'{work_dir}: config', trusted=False)
+  elif not flags.FLAGS.gin_files and not flags.FLAGS.gin_bindings:
+    raise ValueError(
+      f'there is no run in {work_dir} to go on with: name a configuration, '
+      'such as --gin_files=quickstart.gin.'
+    )
   cli.parse_gin_flags()
 
   from protein_lm.experiment import run_experiment

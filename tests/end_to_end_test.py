@@ -76,8 +76,11 @@ def trained(tmp_path_factory, fasta):
   return train(
     work_dir,
     fasta,
-    'experiment.num_train_steps = 150',
+    'experiment.num_train_steps = 100',
     'experiment.num_eval_batches = 99',
+    'experiment.eval_every_steps = 50',
+    'experiment.checkpoint_every_steps = 50',
+    'make_optimizer.learning_rate = 1e-2',
   )
 
 
@@ -124,22 +127,22 @@ def test_more_features_bring_the_softmax_kernel_to_exact_attention(trained):
     )
 
   few, many = gaps(64), gaps(1024)
-  assert few[0] > 1.3 * many[0]
-  assert many[1] == pytest.approx(1, abs=0.01)
+  assert few[0] > 1.5 * many[0]
+  assert many[1] == pytest.approx(1, abs=0.05)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(trained, fasta, capsys):
   before = sorted(pathlib.Path(trained).rglob('*'))
-  train(trained, fasta, 'experiment.num_train_steps = 150')
-  assert 'is finished: 150 of 150 steps' in capsys.readouterr().out
+  train(trained, fasta, 'experiment.num_train_steps = 100')
+  assert 'is finished: 100 of 100 steps' in capsys.readouterr().out
   assert sorted(pathlib.Path(trained).rglob('*')) == before
 
 
 def test_the_operative_config_stands_beside_the_weights(trained):
-  text = checkpoint.config(trained, 150)
+  text = checkpoint.config(trained, 100)
   config.clear()
   config.parse_text(text, trusted=False)
-  assert gin.query_parameter('experiment.num_train_steps') == 150
+  assert gin.query_parameter('experiment.num_train_steps') == 100
   assert 'FlaxModel.attention_fn = @exact_attention()' in text
 
 
