@@ -1,4 +1,4 @@
-"""The whole way on a small FASTA: gin, data, training, checkpoint, perplexity."""
+"""The whole way on a small FASTA, from gin file to perplexity."""
 
 import math
 import pathlib
@@ -111,7 +111,7 @@ def test_more_features_bring_the_softmax_kernel_to_exact_attention(trained):
   exact = score(trained, EXACT)[0].nll
 
   def gaps(num_features):
-    """Mean |difference| a residue, and ratio of perplexities, over two seeds."""
+    """Mean |difference| a residue, and ratio of perplexities (two seeds)."""
     differences = [
       score(
         trained,
