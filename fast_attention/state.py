@@ -127,6 +127,6 @@ def vary_like(tree, like):
 
 def _varying_axes(x: jax.Array) -> frozenset[str]:
   aval = jax.typeof(x)
-  if hasattr(aval, 'vma'):  # JAX before 0.10
+  if hasattr(aval, 'vma'):  # earlier releases of JAX
     return aval.vma
   return aval.manual_axis_type.varying

@@ -48,23 +48,28 @@ def evaluate(work_dir, step='latest', splits=None, gin_bindings=()):
   Raises:
     ValueError: for a step or split that does not exist.
   """
-  from protein_lm import baselines, checkpoint, evaluation, loading
+  from protein_lm import baselines, config, evaluation, loading
 
   work_dir = pathlib.Path(work_dir)
-  steps = checkpoint.steps(work_dir) if step == 'all' else [step]
-  loaded = loading.load(work_dir, (steps or ['latest'])[0], gin_bindings)
+  steps = (_good_steps(work_dir) or ['latest']) if step == 'all' else [step]
+  loaded = loading.load(work_dir, steps[0], gin_bindings)
+  bound = '\n'.join(gin_bindings)
+  if unused := [x for x in config.unused_bindings() if x in bound]:
+    print(f'warning: nothing used {"; ".join(unused)}')
   data = loaded.open_data()
+  _warn_of_other_data(loaded, data)
   splits = _choose_splits(splits, data)
   fitted = _fit(data, baselines)
   is_masked = loaded.model.objective == 'masked'
   if is_masked:  # the others see only what is on the left
     fitted = [baseline for baseline in fitted if baseline.context == 'none']
-  score_step = loaded.make_score_step()
 
-  evaluated, scores = [], {}
+  evaluated, scores, score_step, graphdef = [], {}, None, None
   for number in steps:
     if number != steps[0]:
       loaded = loading.load(work_dir, number, gin_bindings)
+    if loaded.graphdef != graphdef:  # a run may go on with another attention
+      graphdef, score_step = loaded.graphdef, loaded.make_score_step()
     print(describe(loaded), flush=True)
     evaluated.append(loaded.step)
     new_rows = []
@@ -89,13 +94,42 @@ def evaluate(work_dir, step='latest', splits=None, gin_bindings=()):
         f'residues in {time.perf_counter() - start:.1f} s',
         flush=True,
       )
-      new_rows += _rows(loaded, split, proteins, scores[split], fitted)
+      new_rows += _rows(loaded, data, split, proteins, scores[split], fitted)
     rows = evaluation_table.merge_rows(work_dir, new_rows)
   paths = [work_dir / name for name in evaluation_table.FILE_NAMES]
   paths += _draw(work_dir, loaded, data, scores, fitted)
   keep = {None, *evaluated}
-  rows = [r for r in rows if r['split'] in splits and r['step'] in keep]
+  rows = [
+    row
+    for row in rows
+    if row['split'] in splits
+    and row['step'] in keep
+    and (row['data'], row['max_len']) == (data.name, data.max_len)
+  ]
   return rows, paths
+
+
+def _good_steps(work_dir):
+  """The steps whose checkpoints verify; says which do not."""
+  from protein_lm import checkpoint
+
+  good = []
+  for step in checkpoint.steps(work_dir):
+    try:
+      checkpoint.verify(work_dir, step)
+      good.append(step)
+    except checkpoint.CheckpointError as error:
+      print(f'warning: step {step} is left out: {error}')
+  return good
+
+
+def _warn_of_other_data(loaded, data):
+  saved = loaded.metadata.get('data_fingerprint')
+  if saved not in (None, data.fingerprint):
+    print(
+      f'warning: {data.name} is not the data of training: its splits may hold '
+      'proteins that the model has seen, and its train split fits the baselines'
+    )
 
 
 def _choose_splits(splits, data):
@@ -107,6 +141,11 @@ def _choose_splits(splits, data):
       raise ValueError(
         f'there is no split {split!r}; the splits are {", ".join(data.splits)}'
       )
+  if not splits:
+    raise ValueError(
+      'there is no split to evaluate, choose with --splits from '
+      f'{", ".join(data.splits)}'
+    )
   return splits
 
 
@@ -167,7 +206,7 @@ def _bar(split, num_batches):
   )
 
 
-def _rows(loaded, split, proteins, scores, fitted):
+def _rows(loaded, data, split, proteins, scores, fitted):
   """A row for each slice and each of the baselines and the model."""
   from protein_lm import evaluation
 
@@ -180,7 +219,8 @@ def _rows(loaded, split, proteins, scores, fitted):
   rows = []
   for part, (where_T, where_P) in evaluation.slices(proteins).items():
     for name, step, kind, its in entries:
-      values = (split, part, name, step, kind, its.objective)
+      values = (data.name, data.max_len, split, part)
+      values += (name, step, kind, its.objective)
       row = dict(zip(evaluation_table.KEY, values, strict=True))
       row |= evaluation.summarize(its, proteins, where_T, where_P)
       rows.append(row)

@@ -8,10 +8,20 @@ no step and no attention.
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 
-KEY = ('split', 'slice', 'name', 'step', 'attention', 'objective')
+KEY = (
+  'data',
+  'max_len',
+  'split',
+  'slice',
+  'name',
+  'step',
+  'attention',
+  'objective',
+)
 FILE_NAMES = 'evaluation.json', 'evaluation.csv'
 _COLUMNS = (  # metric, its name in the table, its format
   ('residue_perplexity', 'residue ppl', '.3f'),
@@ -45,7 +55,8 @@ def merge_rows(work_dir, new_rows):
   try:
     old_rows = json.loads(path.read_text()) if path.exists() else []
     for row in [*old_rows, *new_rows]:
-      merged[tuple(row[name] for name in KEY)] = row
+      key = tuple(row[name] for name in KEY)
+      merged[key] = _finite(row)
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(
       f'{path} does not hold rows of an evaluation; move it away'
@@ -57,8 +68,16 @@ def merge_rows(work_dir, new_rows):
   writer.writeheader()
   writer.writerows(rows)
   _replace(path.with_name(FILE_NAMES[1]), table.getvalue())
-  _replace(path, json.dumps(rows, indent=1) + '\n')
+  _replace(path, json.dumps(rows, indent=1, allow_nan=False) + '\n')
   return rows
+
+
+def _finite(row):
+  """The row with None for what JSON cannot say: a diverged perplexity."""
+  return {
+    name: None if isinstance(x, float) and not math.isfinite(x) else x
+    for name, x in row.items()
+  }
 
 
 def _replace(path, text):

@@ -83,6 +83,7 @@ def run_experiment(
     if not dry_run:
       stack.enter_context(checkpoint.lock(work_dir))
       checkpoint.clean(work_dir)
+      interrupt = stack.enter_context(Interrupt())
 
     # 1. Model, optimiser, data.
     graphdef, _ = steps.abstract_model(model_cls)
@@ -99,11 +100,19 @@ def run_experiment(
       return steps.init_state(steps.init_params(model_cls, init_rng), tx)
 
     data = data_lib.open_data(work_dir)
+    batch_settings = {
+      'data.batch_size': data.batch_size,
+      'data.max_len': data.max_len,
+      'data.layout': data.layout,
+      'experiment.seed': seed,
+    }
     config_text = config.operative()
     if unused := config.unused_bindings():
       print(f'warning: nothing used {"; ".join(unused)}', flush=True)
     if dry_run:
-      print_plan(data, make_state(), train_step, num_train_steps, seed)
+      print_plan(
+        data, objective, make_state(), train_step, num_train_steps, seed
+      )
       return
 
     # 2. State: the newest good checkpoint in work_dir, else from scratch.
@@ -113,7 +122,7 @@ def run_experiment(
       abstract_state = jax.eval_shape(make_state)
       state, manifest = checkpoint.restore(work_dir, abstract_state)
       saved = manifest['metadata']
-      _check_data(work_dir, saved['data_fingerprint'], data.fingerprint)
+      _check_data(work_dir, saved, data.fingerprint, batch_settings)
     else:
       state = make_state()
     step = first_step = int(state.step)
@@ -135,9 +144,9 @@ def run_experiment(
     )
     batches = data.train_batches(seed, step)
     stack.callback(batches.close)
-    interrupt = stack.enter_context(Interrupt())
     start = time.perf_counter()
-    while step < num_train_steps and not interrupt.requested:
+    is_last, stop = False, interrupt.requested
+    while not (is_last or stop):
       rng = jax.random.fold_in(step_rng, step)
       state, sums = train_step(state, next(batches), rng)
       step += 1
@@ -146,7 +155,7 @@ def run_experiment(
       record = {}
       if step % log_every_steps == 0 or is_last:
         record = progress.take_record()
-        record['train/learning_rate'] = float(learning_rate_fn(step - 1))
+        record['train/learning_rate'] = progress.learning_rate(learning_rate_fn)
       if eval_batches and (step % eval_every_steps == 0 or is_last):
         scores = evaluate_batches(
           score_step, state.params, eval_batches, eval_masks
@@ -156,7 +165,8 @@ def run_experiment(
         log.write(step, record)
         progress.show(record)
       is_due = step % checkpoint_every_steps == 0
-      if is_due or is_last or interrupt.requested:
+      stop = interrupt.requested  # read once: what stops the run is saved
+      if is_due or is_last or stop:
         log.flush()
         checkpoint.save(
           work_dir,
@@ -165,6 +175,7 @@ def run_experiment(
           config=config_text,
           metadata={
             'data_fingerprint': data.fingerprint,
+            'batches': batch_settings,
             'versions': _versions(),
             **progress.saved(),
           },
@@ -174,6 +185,9 @@ def run_experiment(
       if record or is_due:
         progress.restart_clock()
 
+  if step == first_step:
+    print(f'interrupted before step {step + 1}: there is nothing to save.')
+    return
   print(
     f'{"done" if is_last else "interrupted"}: step {step} of {num_train_steps} '
     f'saved in {work_dir}; {step - first_step} steps in '
@@ -189,13 +203,13 @@ def _validation(data, num_batches, objective):
     print('warning: there is no validation split, so no evaluation.')
     return [], None
   proteins = data.proteins('validation')
-  batches = list(data.eval_batches(proteins))
+  batches = data.eval_batches(proteins)
   num_batches = min(num_batches, len(batches))
   chosen = np.linspace(0, len(batches) - 1, num_batches).round().astype(int)
-  batches = [batches[i] for i in chosen]
+  batches = [batches[int(i)] for i in chosen]
   if isinstance(objective, objectives.CausalObjective):
     return batches, None
-  mask_T = masked_residues(proteins, mask_rate=objective.mask_rate)
+  mask_T = masked_residues(proteins)
   return batches, [batch_mask(b, proteins, mask_T) for b in batches]
 
 
@@ -210,12 +224,25 @@ def _check_positive(**numbers):
       raise ValueError(f'experiment.{name} must be at least 1, got {value}.')
 
 
-def _check_data(work_dir, saved, found):
-  if saved != found:
+def _check_data(work_dir, saved, fingerprint, batch_settings):
+  """Refuses other data; warns where the same data is batched otherwise."""
+  before = saved['data_fingerprint']
+  if before != fingerprint:
     raise ValueError(
       f'the data changed since the checkpoint in {work_dir}: fingerprint '
-      f'{saved[:12]} then, {found[:12]} now; put the old data back, or train '
-      'in another work_dir.'
+      f'{before[:12]} then, {fingerprint[:12]} now; put the old data back, or '
+      'train in another work_dir.'
+    )
+  changed = [
+    f'{name}: {saved["batches"][name]} -> {value}'
+    for name, value in batch_settings.items()
+    if saved['batches'][name] != value
+  ]
+  if changed:
+    print(
+      'warning: batches differ from those before the checkpoint, so proteins '
+      f'may repeat or be missed in this epoch: {"; ".join(changed)}',
+      flush=True,
     )
 
 

@@ -28,7 +28,8 @@ class Interrupt:
     self.requested = True
     name = signal.Signals(number).name
     print(
-      f'\n{name}: finishing the step, then saving; again to leave at once.',
+      f'\n{name}: finishing what is under way, then saving; again to '
+      'leave at once.',
       file=sys.stderr,
       flush=True,
     )

@@ -20,7 +20,10 @@ class LoadedModel:
     step: step of the checkpoint.
     graphdef: static graph of the model.
     params: nested dict of arrays.
-    config: the operative configuration, text in gin's syntax.
+    config: the configuration, text in gin's syntax.
+    data_arguments: of data.open_data, as configured.
+    objective: what it was trained on, see objectives.py.
+    metadata: saved with the checkpoint, such as `data_fingerprint`.
   """
 
   work_dir: str
@@ -28,6 +31,9 @@ class LoadedModel:
   graphdef: Any
   params: Any
   config: str
+  data_arguments: dict[str, Any]
+  objective: Any
+  metadata: dict[str, Any]
   vocab = vocab
 
   @property
@@ -35,18 +41,13 @@ class LoadedModel:
     """The FlaxLM or FlaxBERT with its parameters, ready to call."""
     return steps.merge_model(self.graphdef, self.params)
 
-  @property
-  def objective(self):
-    """The objective it was trained on, see objectives.py."""
-    return objectives.make_objective(self.model.objective)
-
   def make_score_step(self):
     """A jitted `score_step(params, batch, mask_BL=None)`, see train_step.py."""
     return steps.make_score_step(self.graphdef, self.objective)
 
   def open_data(self):
-    """The Data it was trained on."""
-    return data_lib.open_data(self.work_dir)
+    """The Data it was trained on; prepares what is not."""
+    return data_lib.open_data(self.work_dir, **self.data_arguments)
 
 
 def load(work_dir, step='latest', gin_bindings=()):
@@ -85,5 +86,14 @@ def load(work_dir, step='latest', gin_bindings=()):
   config.parse((), gin_bindings)
   model_cls = gin.get_bindings('experiment')['model_cls']
   graphdef, abstract_params = steps.abstract_model(model_cls)
-  params, _ = checkpoint.restore_params(work_dir, abstract_params, step)
-  return LoadedModel(work_dir, step, graphdef, params, config.config_str())
+  params, manifest = checkpoint.restore_params(work_dir, abstract_params, step)
+  return LoadedModel(
+    work_dir,
+    step,
+    graphdef,
+    params,
+    config.config_str(),
+    gin.get_bindings('data'),
+    objectives.make_objective(model_cls.objective),
+    manifest['metadata'],
+  )

@@ -33,13 +33,20 @@ class MetricsLog:
 
   def write(self, step, metrics):
     """Writes one record: {"step": step, "<split>/<name>": number, ...}."""
-    self._file.write(json.dumps({'step': step, **metrics}) + '\n')
+    record = {
+      name: value if math.isfinite(value) else None  # JSON has no NaN
+      for name, value in {'step': step, **metrics}.items()
+    }
+    self._file.write(json.dumps(record) + '\n')
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
 
   def flush(self):
-    """Puts everything on disk, before a checkpoint that counts on it."""
+    """Puts the records on disk, before a checkpoint that counts on them.
+
+    TensorBoard is a copy: what its queue holds is lost in a crash.
+    """
     self._board.flush()
     os.fsync(self._file.fileno())
 

@@ -39,6 +39,8 @@ class TokenScores(NamedTuple):
 class CausalObjective:
   """Every token from those before it in its segment."""
 
+  counted_share = 1.0  # of the residues and EOS of a training batch
+
   def train_scores(self, model, batch, rng):
     """TokenScores of a training step; rng is the step's key."""
     return self._scores(model, batch, rng)
@@ -67,6 +69,11 @@ class MaskedObjective:
   """A share of the residues from all the others (arXiv 1810.04805, 3.1)."""
 
   mask_rate: float = 0.15
+
+  @property
+  def counted_share(self):
+    """Share of the residues of a training batch that counts."""
+    return self.mask_rate
 
   def train_scores(self, model, batch, rng):
     """TokenScores on a corrupted batch; rng is the step's key."""

@@ -9,7 +9,7 @@ from protein_lm import models
 _TIMED_STEPS = 3
 
 
-def print_plan(data, state, train_step, num_train_steps, seed):
+def print_plan(data, objective, state, train_step, num_train_steps, seed):
   """Prints parameters, memory, steps, tokens, epochs and a measured duration.
 
   Compiles the step and runs it a few times on the first batches; nothing is
@@ -17,6 +17,7 @@ def print_plan(data, state, train_step, num_train_steps, seed):
 
   Args:
     data: the Data of the run.
+    objective: says which share of the tokens counts.
     state: TrainState from scratch, donated.
     train_step: jitted, see train_step.make_train_step.
     num_train_steps: steps of the run.
@@ -49,7 +50,10 @@ def print_plan(data, state, train_step, num_train_steps, seed):
     ('train proteins', '{:,} ({:,} residues)'.format(*data.splits['train'])),
     ('batch', '{} rows of {} tokens'.format(*batch.tokens.shape)),
     ('steps', f'{num_train_steps:,}'),
-    ('counted tokens', f'{epochs * data.tokens_per_epoch:,.0f}'),
+    (
+      'counted tokens',
+      f'{epochs * data.tokens_per_epoch * objective.counted_share:,.0f}',
+    ),
     ('epochs', f'{epochs:.2f} of {data.steps_per_epoch:,.1f} steps'),
     ('compilation', f'{compile_seconds:.1f} s'),
     ('a step', f'{step_seconds:.3f} s (median of {_TIMED_STEPS})'),

@@ -18,7 +18,6 @@ import shutil
 from absl import logging
 
 from protein_lm import datasets
-from protein_lm.datasets import fasta_file
 
 
 def default_data_dir() -> pathlib.Path:
@@ -31,7 +30,8 @@ def is_file_source(source: str) -> bool:
   """Whether a source is a path, and not a builder's name."""
   if source in datasets.BUILDERS:
     return False
-  return source.lower().endswith(fasta_file.SUFFIXES) or os.path.exists(source)
+  # No name of a builder holds a dot or a separator.
+  return not source.replace('-', '_').isidentifier() or os.path.exists(source)
 
 
 def make_builder(source: str, data_dir: str | os.PathLike):

@@ -80,6 +80,10 @@ class Progress:
     self._timed_tokens, self._since = 0.0, now
     return {f'train/{name}': value for name, value in record.items()}
 
+  def learning_rate(self, learning_rate_fn):
+    """The rate of the last step: skipped steps do not move the schedule."""
+    return float(learning_rate_fn(self._step - 1 - self.skipped_steps))
+
   def restart_clock(self):
     """Leaves out of tokens_per_sec what was not training."""
     self._timed_tokens, self._since = 0.0, time.perf_counter()

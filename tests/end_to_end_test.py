@@ -1,7 +1,10 @@
 """The whole way on a small FASTA, from gin file to perplexity."""
 
 import math
+import os
 import pathlib
+import shutil
+import signal
 
 import gin
 import jax
@@ -210,3 +213,41 @@ def test_dry_run_prints_the_plan_and_saves_nothing(tmp_path, fasta, capsys):
     assert word in out
   assert not (tmp_path / 'run' / 'checkpoints').exists()
   assert not (tmp_path / 'run' / metrics.FILE_NAME).exists()
+
+
+def test_a_signal_before_the_first_step_has_nothing_to_save(
+  tmp_path, fasta, monkeypatch, capsys
+):
+  from protein_lm import data as data_lib
+
+  open_data = data_lib.open_data
+
+  def interrupted(work_dir):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return open_data(work_dir)
+
+  monkeypatch.setattr(data_lib, 'open_data', interrupted)
+  train(tmp_path, fasta)
+  assert 'there is nothing to save' in capsys.readouterr().out
+  assert not checkpoint.steps(tmp_path)
+
+
+def test_other_batches_on_resume_are_told(trained, fasta, tmp_path, capsys):
+  shutil.copytree(trained, tmp_path / 'run')
+  train(
+    tmp_path / 'run',
+    fasta,
+    'experiment.num_train_steps = 101',
+    'data.batch_size = 2',
+    'make_optimizer.learning_rate = 1e-2',
+  )
+  assert 'data.batch_size: 4 -> 2' in capsys.readouterr().out
+
+
+def test_two_loaded_models_keep_their_own_data(trained, fasta, tmp_path):
+  other = tmp_path / 'other.fasta'
+  other.write_text(fasta.read_text().replace('>P0 ', '>Q0 '))
+  train(tmp_path / 'run', other, 'experiment.num_train_steps = 1')
+  first = protein_lm.load(trained)
+  protein_lm.load(tmp_path / 'run')
+  assert first.open_data().fingerprint == first.metadata['data_fingerprint']

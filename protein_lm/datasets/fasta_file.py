@@ -130,12 +130,16 @@ def _parse_header(header: str) -> tuple[str, str, str]:
   )
 
 
-def _distinct(id_: str, taken: set[str]) -> str:
-  """The id itself, or the first of id-2, id-3 ... that is free."""
-  candidate, n = id_, 1
-  while candidate in taken:
-    n += 1
-    candidate = f'{id_}-{n}'
+def _distinct(id_: str, taken: dict[str, int]) -> str:
+  """The first of id-2, id-3 ... that is free.
+
+  Args:
+    id_: one that is taken.
+    taken: the ids so far, with the last number tried for each.
+  """
+  while (candidate := f'{id_}-{taken[id_] + 1}') in taken:
+    taken[id_] += 1
+  taken[id_] += 1
   return candidate
 
 
@@ -160,7 +164,7 @@ def read_fasta(
   counts['ids made distinct'] = counts['terminal * stripped'] = 0
   counts['J read as X'] = counts['kept'] = 0
   first_symbol = ''
-  ids, sequences = set(), set()
+  ids, sequences = {}, set()
   with _readable(path):
     for start, header, lines in _raw_records(path):
       counts['records read'] += 1
@@ -195,7 +199,7 @@ def read_fasta(
         tally.tell(
           'ids made distinct', f'{path}:{start}: id {same} again, now {id_}'
         )
-      ids.add(id_)
+      ids[id_] = 1
       counts['J read as X'] += sequence.count('J')
       counts['kept'] += 1
       yield Protein(id_, sequence.replace('J', 'X'), description, organism)

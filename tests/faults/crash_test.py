@@ -14,12 +14,12 @@ import pytest
 from protein_lm import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_STEPS = 60
+NUM_STEPS = 120
 BINDINGS = (
   f'experiment.num_train_steps = {NUM_STEPS}',
   'experiment.log_every_steps = 7',
-  'experiment.eval_every_steps = 20',
-  'experiment.checkpoint_every_steps = 20',
+  'experiment.eval_every_steps = 40',
+  'experiment.checkpoint_every_steps = 40',
   'FlaxModel.attention_fn = @make_fast_softmax_attention()',
   'make_fast_softmax_attention.nb_features = 16',
   'FlaxModel.dropout_rate = 0.1',
@@ -103,7 +103,7 @@ def test_kill_9_at_three_moments_changes_no_bit(tmp_path, fasta, straight):
       folder.is_dir() and any(not p.name.isdecimal() for p in folder.iterdir())
     ),
     # Between two checkpoints.
-    lambda: any(r['step'] > 21 for r in metrics.read(work_dir)),
+    lambda: any(r['step'] > 41 for r in metrics.read(work_dir)),
   )
   for moment in moments:
     signal_when(start(work_dir, fasta), signal.SIGKILL, moment)

@@ -30,6 +30,8 @@ def make_proteins(seed):
 
 
 class FakeData:
+  name, max_len, fingerprint = 'fake/1.0.0', 16, 'abc'
+
   def __init__(self, *splits):
     self.splits = {split: (3, 69) for split in splits}
     self._proteins = {s: make_proteins(i) for i, s in enumerate(splits)}
@@ -66,6 +68,8 @@ def run(monkeypatch, tmp_path):
       sign = 1 if model_cls is FakeLM else -1
       return types.SimpleNamespace(
         step=int(step),
+        graphdef=gin_bindings[0],
+        metadata={'data_fingerprint': 'abc'},
         params=sign * float(step),
         model=model_cls(types.SimpleNamespace(__name__=gin_bindings[0])),
         open_data=lambda: data,
@@ -74,6 +78,7 @@ def run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(loading, 'load', load)
     monkeypatch.setattr(checkpoint, 'steps', lambda work_dir: [1, 2, 3])
+    monkeypatch.setattr(checkpoint, 'verify', lambda work_dir, step: None)
     return evaluate.evaluate(tmp_path, step, gin_bindings=bindings, **kwargs)
 
   return evaluate_fake
@@ -165,3 +170,43 @@ def test_command_without_checkpoint_says_so_in_one_line(tmp_path):
   assert result.returncode == 1
   assert result.stderr.startswith('error: no checkpoint in')
   assert result.stderr.count('\n') == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_step_of_another_attention_is_scored_with_its_own(
+  run, monkeypatch, tmp_path
+):
+  """A run may go on with another attention: each step has its score_step."""
+
+  def score_step_of(step):
+    def score_step(params, batch, mask_BL):
+      nll_BL = np.full(batch.tokens.shape, 10.0 * step, np.float32)
+      return TokenScores(nll_BL, nll_BL > 0, batch.weights)
+
+    return score_step
+
+  run()  # puts the fakes in place
+  fake_load = loading.load
+
+  def load(work_dir, step, gin_bindings):
+    loaded = fake_load(work_dir, step, gin_bindings)
+    loaded.graphdef = step
+    loaded.make_score_step = lambda: score_step_of(step)
+    return loaded
+
+  monkeypatch.setattr(loading, 'load', load)
+  rows, _ = evaluate.evaluate(tmp_path, 'all', ['test'], ('exact',))
+  found = {
+    r['step']: np.log(r['residue_perplexity']) for r in rows if r['step']
+  }
+  assert found == pytest.approx({1: 10, 2: 20, 3: 30})
+
+
+def test_other_data_than_that_of_training_is_told(run, monkeypatch, capsys):
+  monkeypatch.setattr(FakeData, 'fingerprint', 'other')
+  run()
+  assert 'is not the data of training' in capsys.readouterr().out
+
+
+def test_no_split_to_evaluate_is_one_sentence(run):
+  with pytest.raises(ValueError, match='no split to evaluate'):
+    run(splits=[])

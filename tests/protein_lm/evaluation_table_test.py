@@ -9,7 +9,8 @@ from protein_lm import evaluation_table
 
 
 def make_row(**changes):
-  row = {'split': 'test', 'slice': 'all', 'name': 'FlaxLM', 'step': 10}
+  row = {'data': 'fasta/mine/1.0.0', 'max_len': 16}
+  row |= {'split': 'test', 'slice': 'all', 'name': 'FlaxLM', 'step': 10}
   row |= {'attention': 'exact', 'objective': 'causal'}
   row |= {'residue_perplexity': 17.5, 'masked_residue_perplexity': None}
   return row | changes
@@ -54,3 +55,9 @@ def test_masked_rows_have_a_table_of_their_own():
   blocks = evaluation_table.format_table([make_row(), masked]).split('\n\n')
   assert '12.000' not in blocks[0] and '17.500' not in blocks[1]
   assert blocks[1].startswith('test (masked 15 %)')
+
+
+def test_a_diverged_number_is_null_in_json(tmp_path):
+  row = make_row(residue_perplexity=float('inf'))
+  evaluation_table.merge_rows(tmp_path, [row])
+  assert 'Infinity' not in (tmp_path / 'evaluation.json').read_text()
