@@ -137,19 +137,20 @@ def test_long_and_wide_matches_reference(
 def test_error_does_not_grow_with_length(
   qkvg, run_with_gradients, run_reference
 ):
-  errors = []
-  for L in (257, 8192):
+  def errors(L):
+    """Relative L2 errors of out, dq, dk, dv."""
     inputs = qkvg(1, L, 1, 16, std=2.0)
     actual = run_with_gradients(softmax(), inputs, is_causal=True)
     expected = run_reference(softmax(), inputs, is_causal=True)
-    errors.append(
-      [
-        np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
-        for a, b in zip(actual, expected, strict=True)
-      ]
-    )
-  assert np.max(errors) < 5e-6
-  assert np.all(np.array(errors[1]) < 2 * np.array(errors[0]))
+    return [
+      np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+      for a, b in zip(actual, expected, strict=True)
+    ]
+
+  # Of one draw the ratio varies from 0.8 to 2.5; the mean of a few tells.
+  short, long = (np.array([errors(L) for _ in range(4)]) for L in (257, 8192))
+  assert max(short.max(), long.max()) < 5e-6
+  assert np.all(long.mean(axis=0) < 2 * short.mean(axis=0))
 
 
 @pytest.mark.parametrize(
