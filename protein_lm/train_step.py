@@ -82,7 +82,7 @@ def make_train_step(graphdef, tx, objective):
 
   def train_step(state, batch, rng):
     grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, batch, rng)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['loss'])
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
