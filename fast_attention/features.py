@@ -153,6 +153,25 @@ class FeatureMap:
     return Features(features_HBCM, log_scale_HBC)
 
 
+def key_features_vjp(
+  feature_map: FeatureMap,
+  key_HBCK: jax.Array,
+  projection_HMK: jax.Array | None,
+  valid_BC: jax.Array | None,
+  dtype,
+):
+  """Key features with log-scale -inf where not valid, and the features' VJP."""
+
+  def features(key_HBCK):
+    key = feature_map.key_features(key_HBCK, projection_HMK)
+    return key.features_HBCM.astype(dtype), key.log_scale_HBC.astype(dtype)
+
+  key_prime_HBCM, vjp, log_scale_HBC = jax.vjp(features, key_HBCK, has_aux=True)
+  if valid_BC is not None:
+    log_scale_HBC = jnp.where(valid_BC[None], log_scale_HBC, -jnp.inf)
+  return Features(key_prime_HBCM, log_scale_HBC), vjp
+
+
 def project(x_HBCK: jax.Array, projection_HMK: jax.Array | None) -> jax.Array:
   """W x for each head; x itself where there is no matrix."""
   if projection_HMK is None:

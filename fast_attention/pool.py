@@ -62,7 +62,7 @@ def pool_keys(
   first = state_lib.vary_like(first, keys)
 
   def body(state, chunk):
-    key_prime_HBSM, log_scale_HBS, _ = _key_features(
+    (key_prime_HBSM, log_scale_HBS), _ = _key_features(
       spec, chunk, projection_HMK
     )
     entry = state_lib.entry_weights(state, log_scale_HBS)
@@ -87,7 +87,7 @@ def _pool_keys_bwd(spec, residuals, cotangent: state_lib.State):
   base_HB = state_lib.finite(log_scale_HB)
 
   def body(_, chunk):
-    key_prime_HBSM, log_scale_HBS, vjp = _key_features(
+    (key_prime_HBSM, log_scale_HBS), vjp = _key_features(
       spec, chunk, projection_HMK
     )
     weight_HBS1 = jnp.exp(log_scale_HBS - base_HB[..., None])[..., None]
@@ -111,19 +111,13 @@ pool_keys.defvjp(_pool_keys_fwd, _pool_keys_bwd)
 
 
 def _key_features(spec, chunk: Keys, projection_HMK):
-  """Features, log-scales (-inf where not valid), and the features' VJP."""
-  dtype = _dtype(chunk)
-
-  def features(key_HBSK):
-    key = spec.feature_map.key_features(key_HBSK, projection_HMK)
-    return key.features_HBCM.astype(dtype), key.log_scale_HBC.astype(dtype)
-
-  key_prime_HBSM, vjp, log_scale_HBS = jax.vjp(
-    features, chunk.key_GHBSK, has_aux=True
+  return features_lib.key_features_vjp(
+    spec.feature_map,
+    chunk.key_GHBSK,
+    projection_HMK,
+    chunk.valid_GBS,
+    _dtype(chunk),
   )
-  if chunk.valid_GBS is not None:
-    log_scale_HBS = jnp.where(chunk.valid_GBS[None], log_scale_HBS, -jnp.inf)
-  return key_prime_HBSM, log_scale_HBS, vjp
 
 
 def _dtype(keys: Keys) -> jnp.dtype:

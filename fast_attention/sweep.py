@@ -119,19 +119,13 @@ def _first_carry(
 
 
 def _key_features(spec, projection_HMK, chunk: chunk_lib.Inputs):
-  """Features, log-scales (-inf where not valid), and the features' VJP."""
-  dtype = features_lib.compute_dtype(*chunk[:3])
-
-  def features(key_HBSK):
-    key = spec.feature_map.key_features(key_HBSK, projection_HMK)
-    return key.features_HBCM.astype(dtype), key.log_scale_HBC.astype(dtype)
-
-  key_prime_HBSM, vjp, log_scale_HBS = jax.vjp(
-    features, chunk.key_GHBCK, has_aux=True
+  return features_lib.key_features_vjp(
+    spec.feature_map,
+    chunk.key_GHBCK,
+    projection_HMK,
+    chunk.valid_GBC,
+    features_lib.compute_dtype(*chunk[:3]),
   )
-  if chunk.valid_GBC is not None:
-    log_scale_HBS = jnp.where(chunk.valid_GBC[None], log_scale_HBS, -jnp.inf)
-  return features_lib.Features(key_prime_HBSM, log_scale_HBS), vjp
 
 
 def _attend(

@@ -26,9 +26,6 @@ MODULES = (
   'protein_lm.optimizer',
   'protein_lm.experiment',
 )
-# Scopes that Python code enters with gin.config_scope; a gin file may bind in
-# these without naming them in a reference.
-SCOPES = frozenset()
 MAX_UNTRUSTED_BYTES = 1 << 20  # an operative config has about 5 kB
 
 
@@ -206,7 +203,7 @@ def _check(bindings, trusted) -> None:
 
 
 def _check_scopes(bindings) -> None:
-  """A scope is real where a binding and a reference, or our Python, name it."""
+  """A scope is real where a binding and a reference name it."""
   bound = {
     part: binding.where
     for binding in bindings
@@ -229,11 +226,11 @@ def _check_scopes(bindings) -> None:
     for part in reference.scopes
   }
   for part, where in bound.items():
-    if part not in entered and part not in earlier | SCOPES:
-      near = config_schema.did_you_mean(part, {*entered, *SCOPES})
+    if part not in entered and part not in earlier:
+      near = config_schema.did_you_mean(part, entered)
       raise ConfigError(f'{where}: no reference enters scope {part!r}{near}')
   for part, where in entered.items():
-    if part not in bound and part not in earlier | SCOPES:
+    if part not in bound and part not in earlier:
       near = config_schema.did_you_mean(part, bound)
       raise ConfigError(f'{where}: nothing is bound in scope {part!r}{near}')
 

@@ -9,7 +9,7 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from protein_lm.positions import segment_runs
+from fast_attention.reference import run_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def visible_keys(query_len, key_len, causal, segment_ids=None):
     visible = jnp.tri(query_len, key_len, key_len - query_len, dtype=bool)
     visible = visible[None, None]
   if segment_ids is not None:
-    run_BL = segment_runs(segment_ids)
+    run_BL = run_ids(segment_ids)
     same = (run_BL[:, :, None] == run_BL[:, None, :])[:, None]
     visible = same if visible is None else same & visible
   return visible

@@ -19,7 +19,7 @@ import numpy as np
 
 from protein_lm import vocab
 
-NUM_AMINO_ACIDS = 20
+NUM_AMINO_ACIDS = len(vocab.STANDARD_RESIDUES)
 
 
 class TokenScores(NamedTuple):

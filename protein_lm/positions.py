@@ -9,13 +9,6 @@ import jax.numpy as jnp
 _MAX_WAVELENGTH = 10_000.0
 
 
-def segment_runs(segment_ids_BL):
-  """Numbers the maximal runs of equal ids from 0: [B, L] int32."""
-  starts_BL = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
-  starts_BL = jnp.pad(starts_BL, ((0, 0), (1, 0)))
-  return jnp.cumsum(starts_BL, axis=1, dtype=jnp.int32)
-
-
 def positions_in_segments(segment_ids_BL):
   """Positions that restart at 0 with each run of equal ids: [B, L] int32."""
   index_BL = jnp.broadcast_to(

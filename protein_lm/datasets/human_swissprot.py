@@ -9,7 +9,6 @@ here). A cluster that holds an ood protein belongs to no other split: its other
 members are dropped.
 """
 
-import collections
 import hashlib
 import importlib.util
 import pathlib
@@ -71,7 +70,7 @@ class HumanSwissprot(builder.ProteinBuilder):
       if id_ in held.envelopes
     }
     splits = {'train': [], 'validation': [], 'test': [], 'ood': []}
-    neighbours = collections.Counter()
+    num_neighbours = 0
     for protein, cluster in zip(proteins, names, strict=True):
       protein.cluster = cluster
       if protein.id in held.envelopes:
@@ -79,9 +78,9 @@ class HumanSwissprot(builder.ProteinBuilder):
         protein.pure = protein.id in held.pure
         splits['ood'].append(protein)
       elif cluster in blocked:
-        neighbours[clusters.split_of(cluster)] += 1
+        num_neighbours += 1
       else:
         splits[clusters.split_of(cluster)].append(protein)
-    tally.counts['kept'] -= neighbours.total()
-    tally.counts['neighbours of ood dropped'] = neighbours.total()
+    tally.counts['kept'] -= num_neighbours
+    tally.counts['neighbours of ood dropped'] = num_neighbours
     return splits

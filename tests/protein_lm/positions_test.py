@@ -13,13 +13,6 @@ def test_positions_restart_with_each_run_of_equal_ids():
   np.testing.assert_array_equal(found, [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 0]])
 
 
-def test_runs_of_equal_ids_are_numbered_apart():
-  segment_ids_BL = jnp.array([[3, 1, 1, 3]])
-  np.testing.assert_array_equal(
-    positions.segment_runs(segment_ids_BL), [[0, 1, 1, 2]]
-  )
-
-
 def test_sinusoid_starts_at_sine_0_and_cosine_1():
   table = positions.sinusoid(jnp.arange(3), 4)
   np.testing.assert_allclose(table[0], [0, 0, 1, 1])
