@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fast_attention import estimator, linear
 from fast_attention import features as features_lib
-from fast_attention import linear
 
 
 def check_fields(attention) -> None:
   """Checks the fields of a FastAttention."""
-  known = (*features_lib.SOFTMAX_TYPES, *features_lib.GENERALIZED_TYPES)
+  known = (*estimator.SOFTMAX_TYPES, *features_lib.GENERALIZED_TYPES)
   if attention.features_type not in known:
     raise ValueError(
       f'features_type must be one of {", ".join(known)}, got '
@@ -55,7 +55,6 @@ def refuse(
   bias: Any,
   dropout_rate: float,
   module: Any,
-  stats: Any,
   einsums: tuple[Any, ...],
 ) -> None:
   """Refuses what has no meaning where no attention weights exist."""
@@ -74,15 +73,26 @@ def refuse(
       'attention weights are never formed, so module cannot sow them: call '
       'with sow_weights=False.'
     )
-  if stats is not None:
-    raise ValueError(
-      'these feature maps use no statistics, got stats: pass None.'
-    )
   if any(einsum is not None for einsum in einsums):
     raise ValueError(
       'custom einsums of attention weights are not supported: attention '
       'weights are never formed. Use exact attention for quantised products.'
     )
+
+
+def check_stats(attention, stats: Any) -> None:
+  """Statistics come where they are needed, and nowhere else."""
+  if attention.needs_stats == (stats is not None):
+    return
+  name = repr(attention.features_type)
+  if stats is None:
+    raise ValueError(
+      f'features_type={name} needs stats, got None: pass what measure_stats '
+      'gives for training batches, or its running average.'
+    )
+  raise ValueError(
+    f'features_type={name} uses no statistics, got stats: pass None.'
+  )
 
 
 def check_shapes(

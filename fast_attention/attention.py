@@ -10,8 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fast_attention import arguments, decoding, kernels, linear, projections
+from fast_attention import (
+  arguments,
+  decoding,
+  estimator,
+  kernels,
+  linear,
+  projections,
+)
 from fast_attention import features as features_lib
+from fast_attention import lower_variance as lower_variance_lib
 from fast_attention import state as state_lib
 
 
@@ -114,7 +122,8 @@ class FastAttention:
         of equal ids.
       rng: the key the projection is drawn from, see `projection_rng`; default
         the fixed one of `seed`.
-      stats: refused: these feature maps use none.
+      stats: what `measure_stats` gave, or running averages of it; needed by
+        features that use statistics (`needs_stats`), refused by others.
       force_fp32_for_softmax: always so.
       einsum_dot_general: refused, like the next two: there are no such
         products.
@@ -132,13 +141,13 @@ class FastAttention:
       bias=bias,
       dropout_rate=0.0 if deterministic else dropout_rate,
       module=module,
-      stats=stats,
       einsums=(
         einsum_dot_general,
         qk_attn_weights_einsum,
         attn_weights_value_einsum,
       ),
     )
+    arguments.check_stats(self, stats)
     if promote_dtype is not None:
       query, key, value = promote_dtype((query, key, value), dtype=dtype)
     return self._attend(
@@ -150,6 +159,7 @@ class FastAttention:
       causal=self._is_causal(is_causal),
       projection=None,
       rng=rng,
+      stats=stats,
       dtype=dtype,
       precision=precision,
     )
@@ -175,6 +185,7 @@ class FastAttention:
     causal,
     projection,
     rng,
+    stats,
     dtype=None,
     precision=None,
   ):
@@ -187,12 +198,15 @@ class FastAttention:
 
     *batch_shape, L, H, K = query.shape
     J = key.shape[-2]
+    out_dtype = value.dtype if dtype is None else dtype
     if projection is None:
       projection = self.projection(rng, J, K)
+    query, key, rows = estimator.prepare(
+      self.features_type, query, key, projection, stats
+    )
     if H > J:  # Each key head serves H / J query heads in a row.
       key, value = (jnp.repeat(x, H // J, axis=-2) for x in (key, value))
-      if projection is not None:
-        projection = jnp.repeat(projection, H // J, axis=0)
+      rows = jax.tree.map(lambda x: jnp.repeat(x, H // J, axis=0), rows)
     if segment_ids is not None:
       segment_ids = segment_ids.reshape(-1, L)
     out_BLHE = linear.linear_attention(
@@ -204,23 +218,59 @@ class FastAttention:
         precision,
       ),
       *(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)),
-      projection,
+      rows,
       valid_BS=arguments.key_padding(mask, batch_shape, num_keys),
       segment_ids_BL=segment_ids,
     )
     out = out_BLHE.reshape(*batch_shape, *out_BLHE.shape[1:])
-    return out.astype(value.dtype if dtype is None else dtype)
+    return out.astype(out_dtype)
 
   @property
   def _feature_map(self) -> features_lib.FeatureMap:
-    is_softmax = self.features_type in features_lib.SOFTMAX_TYPES
+    kind = 'kernel'
+    if self.features_type in estimator.SOFTMAX_TYPES:
+      is_waves = self.features_type == 'trigonometric'
+      kind = 'trigonometric' if is_waves else 'positive'
     return features_lib.FeatureMap(
-      kind=self.features_type if is_softmax else 'kernel',
+      kind=kind,
       kernel_fn=self.kernel_fn,
       kernel_epsilon=self.kernel_epsilon,
       numerical_stabilizer=self.numerical_stabilizer,
       renormalize=self.renormalize_attention,
     )
+
+  # Statistics of queries and keys, which some features need.
+
+  @property
+  def needs_stats(self) -> bool:
+    """Whether a call needs `stats`."""
+    return estimator.needs_statistics(self.features_type)
+
+  def measure_stats(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+  ) -> lower_variance_lib.Statistics:
+    """Means and second moments of queries and keys, without gradient.
+
+    They choose among unbiased features, and change the variance only. In a
+    causal model pass averages over earlier batches (`lower_variance.update`),
+    never those of the sequence itself: they would tell of its future.
+
+    Args:
+      query: `[batch..., L, H, K]`.
+      key: `[batch..., L, J, K]`.
+      mask: `[batch..., 1, 1, L]`, of the positions that count; default all.
+
+    Returns:
+      Statistics, a pytree of arrays that start with `[J]`, and of weight 1.
+    """
+    arguments.check_shapes(query, key, key, self.qkv_dim)
+    *batch_shape, L, _, _ = key.shape
+    valid_BL = arguments.key_padding(mask, batch_shape, L)
+    return lower_variance_lib.measure(query, key, valid_BL, valid_BL)
 
   # Random matrices.
 
@@ -288,7 +338,9 @@ class FastAttention:
       A pytree of arrays that start with `[batch..., J]`.
     """
     is_deterministic = self.features_type == 'deterministic'
-    nb_features = None if is_deterministic else self.nb_features
+    nb_features = None
+    if not is_deterministic:
+      nb_features = estimator.num_rows(self.features_type, self.nb_features)
     return state_lib.empty_state(
       (*batch_shape, heads),
       self._feature_map.width(nb_features, depth),
@@ -306,6 +358,7 @@ class FastAttention:
     mask: jax.Array | None = None,
     rng: jax.Array | None = None,
     projection: jax.Array | None = None,
+    stats: lower_variance_lib.Statistics | None = None,
   ) -> tuple[jax.Array, state_lib.State]:
     """Causal attention over a prompt, and the state after it.
 
@@ -319,11 +372,13 @@ class FastAttention:
         not enter the state.
       rng: see `projection_rng`; default the fixed one of layer 0.
       projection: instead of `rng`, what `projection` gave for it.
+      stats: as in a call.
 
     Returns:
       Outputs `[batch..., L, H, E]` and the state.
     """
     self._check_decodes()
+    arguments.check_stats(self, stats)
     arguments.check_shapes(query, key, value, self.qkv_dim)
     *batch_shape, L, J, K = key.shape
     if projection is None:
@@ -337,14 +392,18 @@ class FastAttention:
       causal=True,
       projection=projection,
       rng=None,
+      stats=stats,
     )
     valid_BL = arguments.key_padding(mask, batch_shape, L)
     if segment_ids is not None:
       valid_BL = decoding.last_run(segment_ids.reshape(-1, L), valid_BL)
+    _, key, rows = estimator.prepare(
+      self.features_type, query, key, projection, stats
+    )
     state = decoding.state_of(
       self._feature_map,
       *(x.reshape(-1, *x.shape[-3:]) for x in (key, value)),
-      projection,
+      rows,
       valid_BL,
     )
     return out, jax.tree.map(
@@ -360,6 +419,7 @@ class FastAttention:
     *,
     rng: jax.Array | None = None,
     projection: jax.Array | None = None,
+    stats: lower_variance_lib.Statistics | None = None,
   ) -> tuple[jax.Array, state_lib.State]:
     """One token: its key enters the state, its query reads it.
 
@@ -371,23 +431,28 @@ class FastAttention:
       rng: see `projection_rng`; the one the state was made with.
       projection: instead of `rng`, what `projection` gave for it: nothing is
         drawn again at each token.
+      stats: those the state was made with.
 
     Returns:
       Output `[batch..., 1, H, E]` and the next state.
     """
     self._check_decodes()
+    arguments.check_stats(self, stats)
     arguments.check_shapes(query, key, value, self.qkv_dim)
     arguments.check_step(query, key, value, state)
     *batch_shape, _, J, K = key.shape
     if projection is None:
       projection = self.projection(rng, J, K)
+    query, key, rows = estimator.prepare(
+      self.features_type, query, key, projection, stats
+    )
     out, state = decoding.step(
       self._feature_map,
       *(x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)),
       jax.tree.map(
         lambda x: x.reshape(-1, *x.shape[len(batch_shape) :]), state
       ),
-      projection,
+      rows,
     )
     return (
       out.reshape(*batch_shape, 1, *out.shape[1:]).astype(value.dtype),

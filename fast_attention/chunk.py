@@ -1,9 +1,9 @@
 """Chunks of a sweep: their arrays, and the weights of keys and state in them.
 
-All weights are exp(scale - larger scale) <= 1, or 0 where nothing is visible.
-See sweep.py for P, g, f, w.
+All weights are exp(scale - larger scale) <= 1, or 0 where nothing is visible;
+None where all are 1. See sweep.py for P, g, f, w.
 
-Axes: H heads, B batch, G chunks, C queries and S keys of one chunk, K head
+Axes: H heads, B batch, L positions, C queries and S keys of one chunk, K head
 width, E value width, M features.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fast_attention import features as features_lib
 from fast_attention import state as state_lib
@@ -25,35 +26,51 @@ class Sweep:
     feature_map: of queries and keys.
     inside: which keys of its own chunk a query sees: 'causal', 'all' or 'none'
       (for more than one chunk), of its own run.
+    chunk_length: C; divides the length.
     reverse: whether chunks go from last to first.
+    normalise: whether numerators are divided by the denominators.
+    streams: groups of heads whose products do not wait for each other.
     unroll: chunks per turn of the loop.
     precision: of every product except the projection.
   """
 
   feature_map: features_lib.FeatureMap
   inside: str
+  chunk_length: int
   reverse: bool = False
+  normalise: bool = False
+  streams: int = 1
   unroll: int = 1
   precision: Any = None
 
+  def einsum(self, subscripts: str, *operands: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, *operands, precision=self.precision)
+
+  def head_groups(self, num_heads: int) -> list[slice]:
+    """The heads of each stream: as equal as can be."""
+    streams = min(self.streams, num_heads)
+    edges = [n * num_heads // streams for n in range(streams + 1)]
+    return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+
 
 class Inputs(NamedTuple):
-  """Arrays in chunks; in the loop, without the G."""
+  """Whole rows; the length is a multiple of the chunk's."""
 
-  query_GHBCK: jax.Array
-  key_GHBCK: jax.Array
-  value_GHBCE: jax.Array
-  valid_GBC: jax.Array | None  # bool: keys that may be seen
-  run_GBC: jax.Array | None  # int: number of the run of equal segment ids
+  query_BLHK: jax.Array
+  key_BLHK: jax.Array
+  value_BLHE: jax.Array
+  valid_BL: jax.Array | None  # bool: keys that may be seen
+  run_BL: jax.Array | None  # int: number of the run of equal segment ids
 
 
-class Sums(NamedTuple):
-  """Numerator and denominator, both times exp(-log_scale - query_scale)."""
+class Chunk(NamedTuple):
+  """One chunk of some heads."""
 
-  numerator_GHBCE: jax.Array
-  denominator_GHBC: jax.Array
-  log_scale_GHBC: jax.Array  # largest of the keys seen: r_t
-  query_scale_GHBC: jax.Array
+  query_HBCK: jax.Array
+  key_HBCK: jax.Array
+  value_HBCE: jax.Array
+  valid_BC: jax.Array | None
+  run_BC: jax.Array | None
 
 
 class Carry(NamedTuple):
@@ -63,34 +80,80 @@ class Carry(NamedTuple):
   run_B: jax.Array | None  # the run whose keys the state holds
 
 
-def visible(spec: Sweep, chunk: Inputs) -> jax.Array | None:
+def take(x_BLHK: jax.Array, number, length: int, heads: slice) -> jax.Array:
+  """Chunk `number` of some heads, `[H, B, C, K]`.
+
+  Cut where it is used: a copy of the whole in another layout would cost as
+  much again, and memory.
+  """
+  x_BCHK = lax.dynamic_slice_in_dim(x_BLHK, number * length, length, axis=1)
+  return x_BCHK[:, :, heads].transpose(2, 0, 1, 3)
+
+
+def put(x_BLHK: jax.Array, y_HBCK: jax.Array, number, heads: slice):
+  """`x` with chunk `number` of some heads replaced."""
+  start = number * y_HBCK.shape[2]
+  y_BCHK = y_HBCK.transpose(1, 2, 0, 3).astype(x_BLHK.dtype)
+  return lax.dynamic_update_slice(x_BLHK, y_BCHK, (0, start, heads.start, 0))
+
+
+def take_rows(x_HBL: jax.Array | None, number, length: int, heads: slice):
+  """The same of numbers per position and head, `[H, B, C]`."""
+  if x_HBL is None:
+    return None
+  return lax.dynamic_slice_in_dim(x_HBL[heads], number * length, length, axis=2)
+
+
+def put_rows(x_HBL: jax.Array | None, y_HBC, number, heads: slice):
+  if x_HBL is None:
+    return None
+  start = number * y_HBC.shape[2]
+  return lax.dynamic_update_slice(x_HBL, y_HBC, (heads.start, 0, start))
+
+
+def take_chunk(inputs: Inputs, number, length: int, heads: slice) -> Chunk:
+  def take_positions(x_BL):
+    if x_BL is None:
+      return None
+    return lax.dynamic_slice_in_dim(x_BL, number * length, length, axis=1)
+
+  return Chunk(
+    *(take(x, number, length, heads) for x in inputs[:3]),
+    take_positions(inputs.valid_BL),
+    take_positions(inputs.run_BL),
+  )
+
+
+def visible(spec: Sweep, chunk: Chunk) -> jax.Array | None:
   """Which keys of its own chunk a query sees, bool `[B or 1, C, S]`."""
   if spec.inside == 'none':
     return None
-  C = chunk.query_GHBCK.shape[-2]
+  C = chunk.query_HBCK.shape[-2]
   visible_BCS = jnp.ones((1, C, C), bool)
   if spec.inside == 'causal':
     visible_BCS = jnp.tril(visible_BCS)
-  if chunk.run_GBC is not None:
-    run_BC = chunk.run_GBC
+  if chunk.run_BC is not None:
+    run_BC = chunk.run_BC
     visible_BCS = visible_BCS & (run_BC[:, :, None] == run_BC[:, None, :])
-  if chunk.valid_GBC is not None and not spec.feature_map.has_scale:
+  if chunk.valid_BC is not None and not spec.feature_map.has_scale:
     # Elsewhere the scale of an invalid key, -inf, does this.
-    visible_BCS = visible_BCS & chunk.valid_GBC[:, None, :]
+    visible_BCS = visible_BCS & chunk.valid_BC[:, None, :]
   return visible_BCS
 
 
-def sees_state(carry: Carry, chunk: Inputs) -> jax.Array | None:
-  """Whether a query belongs to the run the state holds; None is always."""
-  if chunk.run_GBC is None:
-    return None
-  return chunk.run_GBC == carry.run_B[:, None]
+def past_log_scale(carry: Carry, chunk: Chunk) -> jax.Array:
+  """Log-scale of what a query sees of the state, `[H, B, C or 1]`."""
+  past_HB1 = carry.state.log_scale_HB[..., None]
+  if chunk.run_BC is None:
+    return past_HB1
+  sees_BC = chunk.run_BC == carry.run_B[:, None]
+  return jnp.where(sees_BC[None], past_HB1, -jnp.inf)
 
 
-def query_log_scale(spec, carry, chunk: Inputs, key_scale_HBS):
-  """r_t: the largest log-scale of the keys a query sees."""
+def query_log_scale(spec, carry: Carry | None, chunk: Chunk, key_scale_HBS):
+  """r_t: the largest log-scale of the keys a query sees; None if all are 0."""
   if not spec.feature_map.has_scale:
-    return jnp.zeros_like(key_scale_HBS)
+    return None
   log_scale_HBC = jnp.full_like(key_scale_HBS, -jnp.inf)
   visible_BCS = visible(spec, chunk)
   if visible_BCS is not None:
@@ -100,40 +163,49 @@ def query_log_scale(spec, carry, chunk: Inputs, key_scale_HBS):
     )
   if carry is None:
     return log_scale_HBC
-  past_HBC = carry.state.log_scale_HB[..., None]
-  sees_BC = sees_state(carry, chunk)
-  if sees_BC is not None:
-    past_HBC = jnp.where(sees_BC[None], past_HBC, -jnp.inf)
-  return jnp.maximum(log_scale_HBC, past_HBC)
+  return jnp.maximum(log_scale_HBC, past_log_scale(carry, chunk))
 
 
-def inside_weights(spec, visible, key_scale, log_scale):
-  """P: exp(c_s - r_t) where visible. Masked inside the exponential."""
+def weigh_inside(spec, visible_BCS, key_scale_HBS, log_scale_HBC, scores_HBCS):
+  """scores P, with P = exp(c_s - r_t) where visible, else 0."""
   if not spec.feature_map.has_scale:
-    return visible.astype(key_scale.dtype)
-  exponent = key_scale - state_lib.finite(log_scale)
-  return jnp.exp(jnp.where(visible, exponent, -jnp.inf))
+    return jnp.where(visible_BCS[None], scores_HBCS, 0)
+  exponents_HBCS = (
+    key_scale_HBS[:, :, None, :] - state_lib.finite(log_scale_HBC)[..., None]
+  )
+  # Masked inside the exponential: after it gradients are NaN.
+  return scores_HBCS * jnp.exp(
+    jnp.where(visible_BCS[None], exponents_HBCS, -jnp.inf)
+  )
 
 
-def state_weights(carry: Carry, chunk: Inputs, log_scale_HBC):
+def past_weights(spec, carry: Carry, chunk: Chunk, log_scale_HBC):
   """g_t: factor of what is read from the state."""
-  past_HBC = carry.state.log_scale_HB[..., None]
-  sees_BC = sees_state(carry, chunk)
-  if sees_BC is not None:
-    past_HBC = jnp.where(sees_BC[None], past_HBC, -jnp.inf)
-  return jnp.exp(past_HBC - state_lib.finite(log_scale_HBC))
+  if spec.feature_map.has_scale:
+    return jnp.exp(
+      past_log_scale(carry, chunk) - state_lib.finite(log_scale_HBC)
+    )
+  if chunk.run_BC is None:
+    return None
+  sees_BC = chunk.run_BC == carry.run_B[:, None]
+  return sees_BC[None].astype(carry.state.kv_HBEM.dtype)
 
 
-def entry(spec, carry: Carry, chunk: Inputs, key_scale_HBS):
+def entry(
+  spec, carry: Carry, chunk: Chunk, key_scale_HBS
+) -> tuple[state_lib.Entry, jax.Array | None]:
   """f and w_s, and the run that the next state holds."""
-  if chunk.run_GBC is None:
+  all_enter = chunk.run_BC is None and chunk.valid_BC is None
+  if all_enter and not spec.feature_map.has_scale:
+    return state_lib.Entry(None, None, carry.state.log_scale_HB), None
+  if chunk.run_BC is None:
     return state_lib.entry_weights(carry.state, key_scale_HBS), None
-  run_BS = chunk.run_GBC
+  run_BS = chunk.run_BC
   edge_B = run_BS[:, 0] if spec.reverse else run_BS[:, -1]
   stays_BS = run_BS == edge_B[:, None]
-  entry = state_lib.entry_weights(
+  weights = state_lib.entry_weights(
     carry.state,
     jnp.where(stays_BS[None], key_scale_HBS, -jnp.inf),
     edge_B == carry.run_B,
   )
-  return entry, edge_B
+  return weights, edge_B

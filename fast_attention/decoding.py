@@ -31,12 +31,12 @@ def state_of(
   feature_map: features_lib.FeatureMap,
   key_BLJK: jax.Array,
   value_BLJE: jax.Array,
-  projection_JMK: jax.Array | None,
+  rows: features_lib.Rows | None,
   valid_BL: jax.Array | None,
 ) -> state_lib.State:
   """The state that holds all valid keys; its arrays start with `[B, J]`."""
   spec = linear.Linear(feature_map, causal=False)
-  state = linear.pool(spec, key_BLJK, value_BLJE, projection_JMK, valid_BL)
+  state = linear.pool(spec, key_BLJK, value_BLJE, rows, valid_BL)
   return jax.tree.map(lambda x: x.swapaxes(0, 1), state)
 
 
@@ -47,7 +47,7 @@ def step(
   key_BJK: jax.Array,
   value_BJE: jax.Array,
   state: state_lib.State,
-  projection_JMK: jax.Array | None,
+  rows: features_lib.Rows | None,
 ) -> tuple[jax.Array, state_lib.State]:
   """Output `[B, H, E]` of one token, and the next state."""
   B, H, K = query_BHK.shape
@@ -60,8 +60,8 @@ def step(
   query, key = jax.tree.map(
     lambda x: x.swapaxes(0, 1).astype(dtype),
     (
-      feature_map.query_features(query_JBRK, projection_JMK),
-      feature_map.key_features(key_JB1K, projection_JMK),
+      feature_map.query_features(query_JBRK, rows),
+      feature_map.key_features(key_JB1K, rows),
     ),
   )
   state = state_lib.add_keys(

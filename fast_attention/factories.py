@@ -3,7 +3,7 @@
 import gin
 import jax
 
-from fast_attention import features, kernels
+from fast_attention import estimator, features, kernels
 from fast_attention.attention import FastAttention
 
 
@@ -49,7 +49,11 @@ def make_fast_softmax_attention(
       whose denominators may vanish: only for small norms.
     lax_scan_unroll: steps per turn of the loop (chunks, or tokens with
       implementation 'scan'); None picks by platform.
-    features_type: 'positive' or 'trigonometric'; None is what
+    features_type: 'positive', 'trigonometric', or one of less variance:
+      'hyperbolic' (rows W and -W: 2 M features); 'favor_plus_plus', 'aderf' and
+      'hyperbolic_aderf', which need statistics of queries and keys (`stats`);
+      any of the positive ones with 'centred_' before it, which takes means off
+      first (`stats` too). See `lower_variance`. None is what
       nonnegative_features says.
     seed: of the fixed random matrices. In a stack of Flax modules give each
       its own: Flax tells an attention nothing of its layer.
@@ -73,12 +77,12 @@ def make_fast_softmax_attention(
   implied = 'positive' if nonnegative_features else 'trigonometric'
   if features_type is None:
     features_type = implied
-  if features_type not in features.SOFTMAX_TYPES:
+  if features_type not in estimator.SOFTMAX_TYPES:
     raise ValueError(
       'features_type of make_fast_softmax_attention must be one of '
-      f'{", ".join(features.SOFTMAX_TYPES)}, got {features_type!r}.'
+      f'{", ".join(estimator.SOFTMAX_TYPES)}, got {features_type!r}.'
     )
-  if features_type != implied:
+  if nonnegative_features == (features_type == 'trigonometric'):
     raise ValueError(
       f'features_type={features_type!r} contradicts '
       f'nonnegative_features={nonnegative_features}: set '

@@ -14,6 +14,7 @@ Axes: H heads, B batch, C positions, K head width, M features.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,25 @@ from jax import lax
 
 from fast_attention import kernels
 
-SOFTMAX_TYPES = ('positive', 'trigonometric')
 GENERALIZED_TYPES = ('deterministic', 'iid', 'ortho')
+
+
+class Rows(NamedTuple):
+  """The random rows of each head, and what goes with them.
+
+  Attributes:
+    matrix_HMK: the rows W.
+    bias_HM: added to W x' of queries and keys.
+    query_tilt_HK: the logarithm of a query's weight is tilt . x'.
+    key_tilt_HK: the same of keys.
+    log_constant_H: of the estimate; cancels in the normalised output.
+  """
+
+  matrix_HMK: jax.Array
+  bias_HM: jax.Array | None = None
+  query_tilt_HK: jax.Array | None = None
+  key_tilt_HK: jax.Array | None = None
+  log_constant_H: jax.Array | None = None
 
 
 class Features(NamedTuple):
@@ -31,6 +49,11 @@ class Features(NamedTuple):
 
   features_HBCM: jax.Array
   log_scale_HBC: jax.Array
+  # What was subtracted from W x': the features made with it are the same ones.
+  shift_HBC: jax.Array | None = None
+
+
+PullBack = Callable[[jax.Array], jax.Array]
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -42,11 +65,12 @@ def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
 class FeatureMap:
   """Features of queries and keys.
 
-  positive:       M^-1/2 exp(W x' - |x'|^2 / 2), x' = K^-1/4 x
+  positive:       M^-1/2 exp(W x' + b - |x'|^2 / 2 + t.x'), x' = K^-1/4 x
   trigonometric:  M^-1/2 exp(|x'|^2 / 2) [cos W x', sin W x']
   kernel:         kernel_fn(W x) + kernel_epsilon; W = 1 if there is none
 
-  The first two are unbiased estimates of exp(q.k / sqrt(K)).
+  The first two are unbiased estimates of exp(q.k / sqrt(K)). Bias b and tilt t
+  are those of Rows, usually none.
 
   Attributes:
     kind: 'positive', 'trigonometric' or 'kernel'.
@@ -86,60 +110,147 @@ class FeatureMap:
     return 2 * width if self.kind == 'trigonometric' else width
 
   def query_features(
-    self, query_HBCK: jax.Array, projection_HMK: jax.Array | None
+    self, query_HBCK: jax.Array, rows: Rows | None
   ) -> Features:
     """Features of queries: `[H, B, C, M]` and log-scales `[H, B, C]`."""
-    features = self._features(query_HBCK, projection_HMK, is_query=True)
-    if self.kind == 'kernel':
-      return features
-    # The M^-1/2 of queries and keys, together.
-    log_width = math.log(projection_HMK.shape[-2])
-    return features._replace(log_scale_HBC=features.log_scale_HBC - log_width)
+    return self._features(query_HBCK, rows, is_query=True)
 
-  def key_features(
-    self, key_HBCK: jax.Array, projection_HMK: jax.Array | None
-  ) -> Features:
+  def key_features(self, key_HBCK: jax.Array, rows: Rows | None) -> Features:
     """Features of keys: `[H, B, C, M]` and log-scales `[H, B, C]`."""
-    features = self._features(key_HBCK, projection_HMK, is_query=False)
+    return self._features(key_HBCK, rows, is_query=False)
+
+  def pullable_features(
+    self,
+    x_HBCK: jax.Array,
+    rows: Rows | None,
+    *,
+    is_query: bool,
+    dtype,
+    shift_HBC: jax.Array | None = None,
+  ) -> tuple[Features, PullBack]:
+    """Features in `dtype`, and the map of their cotangents to that of x.
+
+    Args:
+      x_HBCK: queries or keys.
+      rows: of the feature map.
+      is_query: which.
+      dtype: of the features.
+      shift_HBC: of the same features made before: saves a maximum.
+    """
+    if self.kind != 'positive':
+
+      def features(x_HBCK):
+        y = self._features(x_HBCK, rows, is_query=is_query)
+        return y.features_HBCM.astype(dtype), y.log_scale_HBC.astype(dtype)
+
+      features_HBCM, vjp, scale_HBC = jax.vjp(features, x_HBCK, has_aux=True)
+      return Features(features_HBCM, scale_HBC), lambda d: vjp(d)[0]
+
+    y = self._positive(
+      x_HBCK, rows, is_query=is_query, shift_HBC=shift_HBC, in_vjp=True
+    )
+    y = jax.tree.map(lambda z: z.astype(dtype), y)
+
+    def pull_back(d_features_HBCM):
+      stabilizer = 0 if is_query else self.numerical_stabilizer
+      d_logits_HBCM = d_features_HBCM * (y.features_HBCM - stabilizer)
+      d_x_HBCK = jnp.einsum(
+        'hbcm,hmk->hbck',
+        d_logits_HBCM,
+        rows.matrix_HMK.astype(dtype),
+        precision=lax.Precision.HIGHEST,
+      )
+      scale = x_HBCK.shape[-1] ** -0.25
+      tilt_HK = rows.query_tilt_HK if is_query else rows.key_tilt_HK
+      if not (is_query and self.renormalize):
+        # Of the norm and the tilt. A product, as sums of products are slow.
+        ones_M = jnp.ones(d_logits_HBCM.shape[-1], dtype)
+        d_weight_HBC1 = jnp.einsum('hbcm,m->hbc', d_logits_HBCM, ones_M)[
+          ..., None
+        ]
+        direction_HBCK = -scale * x_HBCK.astype(dtype)
+        if tilt_HK is not None:
+          direction_HBCK += tilt_HK[:, None, None].astype(dtype)
+        d_x_HBCK += direction_HBCK * d_weight_HBC1
+      return (scale * d_x_HBCK).astype(x_HBCK.dtype)
+
+    return y, pull_back
+
+  def _features(self, x_HBCK, rows, *, is_query) -> Features:
+    if self.kind == 'positive':
+      return self._positive(x_HBCK, rows, is_query=is_query)
+    x_HBCK = x_HBCK.astype(compute_dtype(x_HBCK))
+    if self.kind == 'trigonometric':
+      return self._trigonometric(x_HBCK, rows, is_query=is_query)
+    logits_HBCM = project(x_HBCK, rows)
+    if self.is_exponential:
+      features = self._exponential_kernel(logits_HBCM)
+    else:
+      features = Features(
+        self.kernel_fn(logits_HBCM) + self.kernel_epsilon,
+        jnp.zeros_like(logits_HBCM[..., 0]),
+      )
+    return features if is_query else self._stabilised(features)
+
+  def _stabilised(self, key: Features) -> Features:
     if not self.numerical_stabilizer:
-      return features
-    return features._replace(
-      features_HBCM=features.features_HBCM + self.numerical_stabilizer
+      return key
+    return key._replace(
+      features_HBCM=key.features_HBCM + self.numerical_stabilizer
     )
 
-  def _features(self, x_HBCK, projection_HMK, *, is_query) -> Features:
+  def _positive(
+    self, x_HBCK, rows, *, is_query, shift_HBC=None, in_vjp=False
+  ) -> Features:
     x_HBCK = x_HBCK.astype(compute_dtype(x_HBCK))
-    if self.kind != 'kernel':
-      x_HBCK = x_HBCK * x_HBCK.shape[-1] ** -0.25
-    logits_HBCM = project(x_HBCK, projection_HMK)
+    x_HBCK = x_HBCK * x_HBCK.shape[-1] ** -0.25
+    logits_HBCM = project(x_HBCK, rows)
+    if rows.bias_HM is not None:
+      logits_HBCM += rows.bias_HM[:, None, None].astype(logits_HBCM.dtype)
+    if shift_HBC is None:
+      shift_HBC = lax.stop_gradient(jnp.max(logits_HBCM, axis=-1))
+    exponents_HBCM = logits_HBCM - shift_HBC[..., None]
+    log_scale_HBC = shift_HBC
+    if not (is_query and self.renormalize):
+      # Of a query it cancels in the normalised output.
+      weight_HBC = -0.5 * jnp.sum(jnp.square(x_HBCK), axis=-1)
+      tilt_HK = rows.query_tilt_HK if is_query else rows.key_tilt_HK
+      if tilt_HK is not None:
+        weight_HBC += jnp.sum(x_HBCK * tilt_HK[:, None, None], axis=-1)
+      scale_HBC = lax.stop_gradient(weight_HBC)
+      log_scale_HBC = log_scale_HBC + scale_HBC
+      if not in_vjp:
+        # Zero, with the gradient of the weight: the scale is a constant.
+        exponents_HBCM += (weight_HBC - scale_HBC)[..., None]
+    features = Features(jnp.exp(exponents_HBCM), log_scale_HBC, shift_HBC)
+    if not is_query:
+      return self._stabilised(features)
+    return self._with_width(features, rows)
 
-    if self.kind == 'kernel' and not self.is_exponential:
-      features_HBCM = self.kernel_fn(logits_HBCM) + self.kernel_epsilon
-      return Features(features_HBCM, jnp.zeros_like(logits_HBCM[..., 0]))
-
-    if self.kind == 'kernel':
-      return self._exponential_kernel(logits_HBCM)
-
-    # exp(+-|x'|^2 / 2). Of a query it cancels in the normalised output.
-    sign = -1.0 if self.kind == 'positive' else 1.0
-    norm_HBC = 0.5 * sign * jnp.sum(jnp.square(x_HBCK), axis=-1)
+  def _trigonometric(self, x_HBCK, rows, *, is_query) -> Features:
+    x_HBCK = x_HBCK * x_HBCK.shape[-1] ** -0.25
+    logits_HBCM = project(x_HBCK, rows)
+    # exp(|x'|^2 / 2). Of a query it cancels in the normalised output.
+    norm_HBC = 0.5 * jnp.sum(jnp.square(x_HBCK), axis=-1)
     if is_query and self.renormalize:
       norm_HBC = jnp.zeros_like(norm_HBC)
     scale_HBC = lax.stop_gradient(norm_HBC)
-    # Zero, with the gradient of the norm: the scale itself is a constant.
-    norm_HBC = norm_HBC - scale_HBC
-
-    if self.kind == 'trigonometric':
-      waves_HBCM = jnp.concatenate(
-        [jnp.cos(logits_HBCM), jnp.sin(logits_HBCM)], axis=-1
-      )
-      return Features(waves_HBCM * jnp.exp(norm_HBC)[..., None], scale_HBC)
-
-    largest_HBC = lax.stop_gradient(jnp.max(logits_HBCM, axis=-1))
-    features_HBCM = jnp.exp(
-      logits_HBCM - largest_HBC[..., None] + norm_HBC[..., None]
+    waves_HBCM = jnp.concatenate(
+      [jnp.cos(logits_HBCM), jnp.sin(logits_HBCM)], axis=-1
     )
-    return Features(features_HBCM, scale_HBC + largest_HBC)
+    # exp(0), with the gradient of the norm: the scale is a constant.
+    weight_HBC1 = jnp.exp(norm_HBC - scale_HBC)[..., None]
+    features = Features(waves_HBCM * weight_HBC1, scale_HBC)
+    if not is_query:
+      return self._stabilised(features)
+    return self._with_width(features, rows)
+
+  def _with_width(self, query: Features, rows: Rows) -> Features:
+    """With the M^-1/2 of queries and keys, together, in the query's scale."""
+    log_scale_HBC = query.log_scale_HBC - math.log(rows.matrix_HMK.shape[-2])
+    if rows.log_constant_H is not None:
+      log_scale_HBC += rows.log_constant_H[:, None, None]
+    return query._replace(log_scale_HBC=log_scale_HBC)
 
   def _exponential_kernel(self, logits_HBCM) -> Features:
     """exp(W x) + kernel_epsilon, with the larger of the two as its scale."""
@@ -153,38 +264,19 @@ class FeatureMap:
     return Features(features_HBCM, log_scale_HBC)
 
 
-def key_features_vjp(
-  feature_map: FeatureMap,
-  key_HBCK: jax.Array,
-  projection_HMK: jax.Array | None,
-  valid_BC: jax.Array | None,
-  dtype,
-):
-  """Key features with log-scale -inf where not valid, and the features' VJP."""
-
-  def features(key_HBCK):
-    key = feature_map.key_features(key_HBCK, projection_HMK)
-    return key.features_HBCM.astype(dtype), key.log_scale_HBC.astype(dtype)
-
-  key_prime_HBCM, vjp, log_scale_HBC = jax.vjp(features, key_HBCK, has_aux=True)
-  if valid_BC is not None:
-    log_scale_HBC = jnp.where(valid_BC[None], log_scale_HBC, -jnp.inf)
-  return Features(key_prime_HBCM, log_scale_HBC), vjp
-
-
-def project(x_HBCK: jax.Array, projection_HMK: jax.Array | None) -> jax.Array:
+def project(x_HBCK: jax.Array, rows: Rows | None) -> jax.Array:
   """W x for each head; x itself where there is no matrix."""
-  if projection_HMK is None:
+  if rows is None:
     return x_HBCK
   # Exponents: an error here is a relative error there (TF32 has 10 bits).
   return jnp.einsum(
     'hbck,hmk->hbcm',
     x_HBCK,
-    projection_HMK.astype(x_HBCK.dtype),
+    rows.matrix_HMK.astype(x_HBCK.dtype),
     precision=lax.Precision.HIGHEST,
   )
 
 
-def num_rows(projection_HMK: jax.Array | None) -> int | None:
+def num_rows(rows: Rows | None) -> int | None:
   """M, or None where there is no matrix."""
-  return None if projection_HMK is None else projection_HMK.shape[-2]
+  return None if rows is None else rows.matrix_HMK.shape[-2]

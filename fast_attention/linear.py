@@ -22,16 +22,12 @@ from jax import lax
 
 from fast_attention import chunk as chunk_lib
 from fast_attention import features as features_lib
-from fast_attention import layout, reference, token_scan
+from fast_attention import layout, reference, tables, token_scan
 from fast_attention import pool as pool_lib
 from fast_attention import state as state_lib
 from fast_attention import sweep as sweep_lib
 
 IMPLEMENTATIONS = ('auto', 'chunked', 'scan', 'reference')
-# Longest chunk by platform. CPU: 64 was the fastest of 32, 64, 128, 256 forward
-# and backward, at B1 L1024 H8 K64 M256 and at B16 L512 H4 K64 M128.
-_CHUNK_LENGTH = {'cpu': 64}
-_DEFAULT_CHUNK_LENGTH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,7 @@ def linear_attention(
   query_BLHK: jax.Array,
   key_BSHK: jax.Array,
   value_BSHE: jax.Array,
-  projection_HMK: jax.Array | None,
+  rows: features_lib.Rows | None,
   *,
   valid_BS: jax.Array | None = None,
   segment_ids_BL: jax.Array | None = None,
@@ -74,7 +70,7 @@ def linear_attention(
     query_BLHK: queries.
     key_BSHK: keys, as many heads as queries.
     value_BSHE: values.
-    projection_HMK: rows of the feature map, or None.
+    rows: of the feature map, or None.
     valid_BS: bool, keys that may be seen; None is all.
     segment_ids_BL: positions see their own maximal run of equal ids; None is
       one run.
@@ -86,14 +82,14 @@ def linear_attention(
     out_HBLE = reference.kernel_attention(
       spec.feature_map,
       *(x.transpose(2, 0, 1, 3) for x in (query_BLHK, key_BSHK, value_BSHE)),
-      projection_HMK,
+      rows,
       causal=spec.causal,
       valid_BS=valid_BS,
       run_BL=run_BL,
     )
     return out_HBLE.transpose(1, 2, 0, 3)
 
-  arrays = (query_BLHK, key_BSHK, value_BSHE, projection_HMK, valid_BS)
+  arrays = (query_BLHK, key_BSHK, value_BSHE, rows, valid_BS)
   arrays, run_BL = state_lib.vary_like((arrays, run_BL), (arrays, run_BL))
   if spec.causal and spec.implementation == 'scan':
     return token_scan.token_scan(
@@ -104,77 +100,76 @@ def linear_attention(
   return _pooled(spec, *arrays)
 
 
-def _swept(
-  spec, query_BLHK, key_BSHK, value_BSHE, projection_HMK, valid_BS, run_BL
-):
+def _swept(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS, run_BL):
   """Causal, or bidirectional within runs."""
-  length = query_BLHK.shape[1]
-  chunks = _chunks(spec, length)
-  unroll = _unroll(spec, chunks[0])
+  B, length, H, K = query_BLHK.shape
+  width = spec.feature_map.width(features_lib.num_rows(rows), K)
+  num_chunks, chunk_length = _chunks(
+    length, spec.chunk_length or tables.sweep_chunk()
+  )
+  padded_length = num_chunks * chunk_length
   inputs = chunk_lib.Inputs(
-    layout.to_chunks(query_BLHK, chunks),
-    layout.to_chunks(key_BSHK, chunks),
-    layout.to_chunks(value_BSHE, chunks),
-    layout.valid_chunks(valid_BS, key_BSHK, chunks),
+    *(layout.pad(x, padded_length) for x in (query_BLHK, key_BSHK, value_BSHE)),
+    layout.pad_valid(valid_BS, key_BSHK, padded_length),
     # Padding extends the last run; it is not valid, so nothing sees it.
-    None if run_BL is None else layout.row_chunks(run_BL, chunks, mode='edge'),
+    None if run_BL is None else layout.pad(run_BL, padded_length, mode='edge'),
   )
-
-  def sweep(inside, reverse=False):
-    static = chunk_lib.Sweep(
-      spec.feature_map, inside, reverse, unroll, spec.precision
-    )
-    return sweep_lib.sweep(static, inputs, projection_HMK)
-
-  if spec.causal:
-    sums = sweep('causal')
-  elif chunks[0] == 1:
-    sums = sweep('all')
-  else:
-    sums = _merge(spec.feature_map, sweep('all'), sweep('none', reverse=True))
-  out_GHBCE = reference.normalise(
+  streams, unroll = tables.concurrency(
+    B * H * chunk_length * width * K, num_chunks
+  )
+  static = chunk_lib.Sweep(
     spec.feature_map,
-    sums.numerator_GHBCE,
-    sums.denominator_GHBC,
-    sums.query_scale_GHBC + state_lib.finite(sums.log_scale_GHBC),
+    'causal' if spec.causal else 'all',
+    chunk_length,
+    normalise=spec.causal or num_chunks == 1,
+    streams=streams,
+    unroll=unroll if spec.unroll is None else spec.unroll,
+    precision=spec.precision,
   )
-  return layout.from_chunks(out_GHBCE, length)
+  sums = sweep_lib.sweep(static, inputs, rows)
+  out_BLHE = sums.numerator_BLHE
+  if not static.normalise:
+    from_right = dataclasses.replace(static, inside='none', reverse=True)
+    right = sweep_lib.sweep(from_right, inputs, rows)
+    out_BLHE = _merge(spec.feature_map, sums, right)
+  return out_BLHE[:, :length]
 
 
 def _merge(
-  feature_map, left: chunk_lib.Sums, right: chunk_lib.Sums
-) -> chunk_lib.Sums:
-  """Sums over disjoint keys, brought to the larger of their log-scales."""
-  if not feature_map.has_scale:
-    return left._replace(
-      numerator_GHBCE=left.numerator_GHBCE + right.numerator_GHBCE,
-      denominator_GHBC=left.denominator_GHBC + right.denominator_GHBC,
-    )
-  scales = lax.stop_gradient((left.log_scale_GHBC, right.log_scale_GHBC))
-  log_scale_GHBC = jnp.maximum(*scales)
-  base_GHBC = state_lib.finite(log_scale_GHBC)
-  weights = [jnp.exp(scale - base_GHBC) for scale in scales]
-  return left._replace(
-    numerator_GHBCE=left.numerator_GHBCE * weights[0][..., None]
-    + right.numerator_GHBCE * weights[1][..., None],
-    denominator_GHBC=left.denominator_GHBC * weights[0]
-    + right.denominator_GHBC * weights[1],
-    log_scale_GHBC=log_scale_GHBC,
+  feature_map, left: sweep_lib.Sums, right: sweep_lib.Sums
+) -> jax.Array:
+  """The output of sums over disjoint keys, at the larger of their scales."""
+  log_scale_HBL = None
+  weights = (None, None)
+  if feature_map.has_scale:
+    scales = lax.stop_gradient((left.log_scale_HBL, right.log_scale_HBL))
+    log_scale_HBL = jnp.maximum(*scales)
+    base_HBL = state_lib.finite(log_scale_HBL)
+    weights = [jnp.exp(scale - base_HBL) for scale in scales]
+  numerator_HBLE, denominator_HBL = 0, 0
+  for sums, weight_HBL in zip((left, right), weights, strict=True):
+    x_HBLE = sums.numerator_BLHE.transpose(2, 0, 1, 3)
+    numerator_HBLE += state_lib.scaled(x_HBLE, weight_HBL)
+    denominator_HBL += state_lib.scaled(sums.denominator_HBL, weight_HBL)
+  out_HBLE = reference.normalise(
+    feature_map,
+    numerator_HBLE,
+    denominator_HBL,
+    sweep_lib.total_scale(log_scale_HBL, left.query_scale_HBL),
   )
+  return out_HBLE.transpose(1, 2, 0, 3)
 
 
-def _pooled(spec, query_BLHK, key_BSHK, value_BSHE, projection_HMK, valid_BS):
+def _pooled(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS):
   """Bidirectional, all valid keys."""
   num_queries = query_BLHK.shape[1]
-  query_chunks = _chunks(spec, num_queries)
-  state = pool(spec, key_BSHK, value_BSHE, projection_HMK, valid_BS)
+  state = pool(spec, key_BSHK, value_BSHE, rows, valid_BS)
+  chunks = _pool_chunks(spec, num_queries)
   sums = pool_lib.read_queries(
-    pool_lib.Pool(
-      spec.feature_map, _unroll(spec, query_chunks[0]), spec.precision
-    ),
-    layout.to_chunks(query_BLHK, query_chunks),
+    pool_lib.Pool(spec.feature_map, spec.unroll or 1, spec.precision),
+    layout.to_chunks(query_BLHK, chunks),
     state,
-    projection_HMK,
+    rows,
   )
   key_scale_1HB1 = state_lib.finite(state.log_scale_HB)[None, :, :, None]
   out_GHBCE = reference.normalise(
@@ -191,33 +186,28 @@ def pool(
   spec: Linear,
   key_BSHK: jax.Array,
   value_BSHE: jax.Array,
-  projection_HMK: jax.Array | None,
+  rows: features_lib.Rows | None,
   valid_BS: jax.Array | None,
 ) -> state_lib.State:
   """The state that holds all valid keys; its arrays start with `[H, B]`."""
-  chunks = _chunks(spec, key_BSHK.shape[1])
+  chunks = _pool_chunks(spec, key_BSHK.shape[1])
   keys = pool_lib.Keys(
     layout.to_chunks(key_BSHK, chunks),
     layout.to_chunks(value_BSHE, chunks),
     layout.valid_chunks(valid_BS, key_BSHK, chunks),
   )
-  static = pool_lib.Pool(
-    spec.feature_map, _unroll(spec, chunks[0]), spec.precision
-  )
-  return pool_lib.pool_keys(static, keys, projection_HMK)
+  static = pool_lib.Pool(spec.feature_map, spec.unroll or 1, spec.precision)
+  return pool_lib.pool_keys(static, keys, rows)
 
 
-def _chunks(spec: Linear, length: int) -> tuple[int, int]:
+def _pool_chunks(spec: Linear, length: int) -> tuple[int, int]:
+  return _chunks(length, spec.chunk_length or tables.pool_chunk())
+
+
+def _chunks(length: int, longest: int) -> tuple[int, int]:
   """Number of chunks and their length: equal, so that little is padded."""
-  longest = spec.chunk_length or _CHUNK_LENGTH.get(
-    jax.default_backend(), _DEFAULT_CHUNK_LENGTH
-  )
   num_chunks = max(1, -(-length // longest))
   chunk_length = -(-length // num_chunks)
   if num_chunks > 1:
     chunk_length = min(longest, 8 * math.ceil(chunk_length / 8))
   return num_chunks, chunk_length
-
-
-def _unroll(spec: Linear, length: int) -> int:
-  return min(1 if spec.unroll is None else spec.unroll, length)

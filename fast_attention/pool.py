@@ -49,22 +49,20 @@ class Sums(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def pool_keys(
-  spec: Pool, keys: Keys, projection_HMK: jax.Array | None
+  spec: Pool, keys: Keys, rows: features_lib.Rows | None
 ) -> state_lib.State:
   """The state that holds all valid keys."""
   _, H, B, _, K = keys.key_GHBSK.shape
   first = state_lib.empty_state(
     (H, B),
-    spec.feature_map.width(features_lib.num_rows(projection_HMK), K),
+    spec.feature_map.width(features_lib.num_rows(rows), K),
     keys.value_GHBSE.shape[-1],
     _dtype(keys),
   )
   first = state_lib.vary_like(first, keys)
 
   def body(state, chunk):
-    (key_prime_HBSM, log_scale_HBS), _ = _key_features(
-      spec, chunk, projection_HMK
-    )
+    (key_prime_HBSM, log_scale_HBS, _), _ = _key_features(spec, chunk, rows)
     entry = state_lib.entry_weights(state, log_scale_HBS)
     value_HBSE = chunk.value_GHBSE.astype(key_prime_HBSM.dtype)
     state = state_lib.add_keys(
@@ -76,20 +74,19 @@ def pool_keys(
   return state
 
 
-def _pool_keys_fwd(spec, keys, projection_HMK):
-  state = pool_keys(spec, keys, projection_HMK)
-  return state, (keys, projection_HMK, state.log_scale_HB)
+def _pool_keys_fwd(spec, keys, rows):
+  state = pool_keys(spec, keys, rows)
+  return state, (keys, rows, state.log_scale_HB)
 
 
 def _pool_keys_bwd(spec, residuals, cotangent: state_lib.State):
-  keys, projection_HMK, log_scale_HB = residuals
+  keys, rows, log_scale_HB = residuals
   einsum = functools.partial(jnp.einsum, precision=spec.precision)
   base_HB = state_lib.finite(log_scale_HB)
 
   def body(_, chunk):
-    (key_prime_HBSM, log_scale_HBS), vjp = _key_features(
-      spec, chunk, projection_HMK
-    )
+    key, pull_back = _key_features(spec, chunk, rows)
+    key_prime_HBSM, log_scale_HBS, _ = key
     weight_HBS1 = jnp.exp(log_scale_HBS - base_HB[..., None])[..., None]
     value_HBSE = chunk.value_GHBSE.astype(key_prime_HBSM.dtype)
     d_key_HBSM = weight_HBS1 * (
@@ -99,25 +96,26 @@ def _pool_keys_bwd(spec, residuals, cotangent: state_lib.State):
     d_value_HBSE = weight_HBS1 * einsum(
       'hbsm,hbem->hbse', key_prime_HBSM, cotangent.kv_HBEM
     )
-    (d_key_HBSK,) = vjp(d_key_HBSM)
-    return None, (d_key_HBSK, d_value_HBSE.astype(chunk.value_GHBSE.dtype))
+    d_value_HBSE = d_value_HBSE.astype(chunk.value_GHBSE.dtype)
+    return None, (pull_back(d_key_HBSM), d_value_HBSE)
 
   _, grads = _scan(spec, body, None, keys)
-  zero_HMK = jax.tree.map(jnp.zeros_like, projection_HMK)
-  return Keys(*grads, valid_GBS=None), zero_HMK
+  zeros = jax.tree.map(jnp.zeros_like, rows)
+  return Keys(*grads, valid_GBS=None), zeros
 
 
 pool_keys.defvjp(_pool_keys_fwd, _pool_keys_bwd)
 
 
-def _key_features(spec, chunk: Keys, projection_HMK):
-  return features_lib.key_features_vjp(
-    spec.feature_map,
-    chunk.key_GHBSK,
-    projection_HMK,
-    chunk.valid_GBS,
-    _dtype(chunk),
+def _key_features(spec, chunk: Keys, rows):
+  """Key features, their log-scale -inf where not valid, and their pull-back."""
+  key, pull_back = spec.feature_map.pullable_features(
+    chunk.key_GHBSK, rows, is_query=False, dtype=_dtype(chunk)
   )
+  if chunk.valid_GBS is not None:
+    scale_HBS = jnp.where(chunk.valid_GBS[None], key.log_scale_HBC, -jnp.inf)
+    key = key._replace(log_scale_HBC=scale_HBS)
+  return key, pull_back
 
 
 def _dtype(keys: Keys) -> jnp.dtype:
@@ -132,49 +130,44 @@ def read_queries(
   spec: Pool,
   query_GHBCK: jax.Array,
   state: state_lib.State,
-  projection_HMK: jax.Array | None,
+  rows: features_lib.Rows | None,
 ) -> Sums:
   """The sums of every query over what the state holds."""
 
   def body(_, query_HBCK):
-    query = spec.feature_map.query_features(query_HBCK, projection_HMK)
-    query_prime_HBCM = query.features_HBCM.astype(state.kv_HBEM.dtype)
-    sums = state_lib.read(state, query_prime_HBCM, spec.precision)
+    query, _ = _query_features(spec, query_HBCK, rows, state)
+    sums = state_lib.read(state, query.features_HBCM, spec.precision)
     return None, Sums(*sums, query.log_scale_HBC)
 
   _, sums = _scan(spec, body, None, query_GHBCK)
   return sums
 
 
-def _read_queries_fwd(spec, query_GHBCK, state, projection_HMK):
-  sums = read_queries(spec, query_GHBCK, state, projection_HMK)
-  return sums, (query_GHBCK, state, projection_HMK)
+def _read_queries_fwd(spec, query_GHBCK, state, rows):
+  sums = read_queries(spec, query_GHBCK, state, rows)
+  return sums, (query_GHBCK, state, rows)
 
 
 def _read_queries_bwd(spec, residuals, cotangents: Sums):
-  query_GHBCK, state, projection_HMK = residuals
+  query_GHBCK, state, rows = residuals
   einsum = functools.partial(jnp.einsum, precision=spec.precision)
 
   def body(d_state, xs):
     query_HBCK, d_numerator_HBCE, d_denominator_HBC = xs
 
-    def features(x):
-      query = spec.feature_map.query_features(x, projection_HMK)
-      return query.features_HBCM.astype(state.kv_HBEM.dtype)
-
-    query_prime_HBCM, vjp = jax.vjp(features, query_HBCK)
+    query, pull_back = _query_features(spec, query_HBCK, rows, state)
+    query_prime_HBCM = query.features_HBCM
     d_query_HBCM = (
       einsum('hbce,hbem->hbcm', d_numerator_HBCE, state.kv_HBEM)
       + d_denominator_HBC[..., None] * state.key_sum_HBM[:, :, None, :]
     )
     d_kv_HBEM = einsum('hbce,hbcm->hbem', d_numerator_HBCE, query_prime_HBCM)
     d_key_sum_HBM = einsum('hbc,hbcm->hbm', d_denominator_HBC, query_prime_HBCM)
-    (d_query_HBCK,) = vjp(d_query_HBCM)
     d_state = d_state._replace(
       kv_HBEM=d_state.kv_HBEM + d_kv_HBEM,
       key_sum_HBM=d_state.key_sum_HBM + d_key_sum_HBM,
     )
-    return d_state, d_query_HBCK
+    return d_state, pull_back(d_query_HBCM)
 
   d_state, d_query_GHBCK = _scan(
     spec,
@@ -182,11 +175,17 @@ def _read_queries_bwd(spec, residuals, cotangents: Sums):
     jax.tree.map(jnp.zeros_like, state),
     (query_GHBCK, cotangents.numerator_GHBCE, cotangents.denominator_GHBC),
   )
-  zero_HMK = jax.tree.map(jnp.zeros_like, projection_HMK)
-  return d_query_GHBCK, d_state, zero_HMK
+  zeros = jax.tree.map(jnp.zeros_like, rows)
+  return d_query_GHBCK, d_state, zeros
 
 
 read_queries.defvjp(_read_queries_fwd, _read_queries_bwd)
+
+
+def _query_features(spec, query_HBCK, rows, state: state_lib.State):
+  return spec.feature_map.pullable_features(
+    query_HBCK, rows, is_query=True, dtype=state.kv_HBEM.dtype
+  )
 
 
 def _scan(spec: Pool, body, init, xs):

@@ -41,7 +41,7 @@ def kernel_attention(
   query_HBLK: jax.Array,
   key_HBSK: jax.Array,
   value_HBSE: jax.Array,
-  projection_HMK: jax.Array | None,
+  rows: features_lib.Rows | None,
   *,
   causal: bool,
   valid_BS: jax.Array | None = None,
@@ -52,8 +52,8 @@ def kernel_attention(
   Without `feature_map.renormalize` the division is left out.
   """
   dtype = features_lib.compute_dtype(query_HBLK, key_HBSK, value_HBSE)
-  query = feature_map.query_features(query_HBLK.astype(dtype), projection_HMK)
-  key = feature_map.key_features(key_HBSK.astype(dtype), projection_HMK)
+  query = feature_map.query_features(query_HBLK.astype(dtype), rows)
+  key = feature_map.key_features(key_HBSK.astype(dtype), rows)
   visible_1BLS = visible_keys(
     query_HBLK.shape[2],
     key_HBSK.shape[2],
@@ -92,13 +92,15 @@ def normalise(
   feature_map: features_lib.FeatureMap,
   numerator_HBLE: jax.Array,
   denominator_HBL: jax.Array,
-  log_scale_HBL: jax.Array,
+  log_scale_HBL: jax.Array | None,
 ) -> jax.Array:
-  """Divides by the denominator, or else undoes the scales.
+  """Divides by the denominator, or else undoes the scales; None is none.
 
   A row without keys, or whose denominator is too small to divide by, is zeros.
   """
   if not feature_map.renormalize:
+    if log_scale_HBL is None:
+      return numerator_HBLE
     return numerator_HBLE * jnp.exp(log_scale_HBL)[..., None]
   usable_HBL = jnp.abs(denominator_HBL) > feature_map.smallest_denominator
   divisor_HBL = jnp.where(usable_HBL, denominator_HBL, 1)

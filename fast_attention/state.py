@@ -42,11 +42,18 @@ def finite(log_scale: jax.Array) -> jax.Array:
   return jnp.where(log_scale == -jnp.inf, 0, log_scale)
 
 
-class Entry(NamedTuple):
-  """Factors with which keys enter a state."""
+def scaled(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+  """x with each of its leading axes weighed; None is 1."""
+  if weight is None:
+    return x
+  return x * weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
 
-  keep_HB: jax.Array  # of the old sums
-  weight_HBS: jax.Array  # of every new key
+
+class Entry(NamedTuple):
+  """Factors with which keys enter a state; None is 1."""
+
+  keep_HB: jax.Array | None  # of the old sums
+  weight_HBS: jax.Array | None  # of every new key
   log_scale_HB: jax.Array  # of the new sums
 
 
@@ -82,18 +89,21 @@ def add_keys(
   precision=None,
 ) -> State:
   """The state with the keys in it."""
+  weight_HBS = entry.weight_HBS
+  if weight_HBS is None:
+    weight_HBS = jnp.ones(key_prime_HBSM.shape[:-1], key_prime_HBSM.dtype)
   kv_HBEM = jnp.einsum(
     'hbse,hbsm->hbem',
-    value_HBSE * entry.weight_HBS[..., None],
+    scaled(value_HBSE, entry.weight_HBS),
     key_prime_HBSM,
     precision=precision,
   )
   key_sum_HBM = jnp.einsum(
-    'hbs,hbsm->hbm', entry.weight_HBS, key_prime_HBSM, precision=precision
+    'hbs,hbsm->hbm', weight_HBS, key_prime_HBSM, precision=precision
   )
   return State(
-    kv_HBEM=state.kv_HBEM * entry.keep_HB[..., None, None] + kv_HBEM,
-    key_sum_HBM=state.key_sum_HBM * entry.keep_HB[..., None] + key_sum_HBM,
+    kv_HBEM=scaled(state.kv_HBEM, entry.keep_HB) + kv_HBEM,
+    key_sum_HBM=scaled(state.key_sum_HBM, entry.keep_HB) + key_sum_HBM,
     log_scale_HB=entry.log_scale_HB,
   )
 

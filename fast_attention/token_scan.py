@@ -26,7 +26,7 @@ def token_scan(
   query_BLHK: jax.Array,
   key_BSHK: jax.Array,
   value_BSHE: jax.Array,
-  projection_HMK: jax.Array | None,
+  rows: features_lib.Rows | None,
   valid_BS: jax.Array | None,
   run_BL: jax.Array | None,
 ) -> jax.Array:
@@ -53,8 +53,8 @@ def token_scan(
   def token_step(carry, token):
     state, previous_run_B = carry
     query_HB1K, key_HB1K, value_HB1E, valid_B1, run_B1 = token
-    query = feature_map.query_features(query_HB1K, projection_HMK)
-    key = feature_map.key_features(key_HB1K, projection_HMK)
+    query = feature_map.query_features(query_HB1K, rows)
+    key = feature_map.key_features(key_HB1K, rows)
     log_scale_HB1 = key.log_scale_HBC.astype(dtype)
     if valid_B1 is not None:
       log_scale_HB1 = jnp.where(valid_B1[None], log_scale_HB1, -jnp.inf)
@@ -89,7 +89,7 @@ def token_scan(
 
   state = state_lib.empty_state(
     (H, B),
-    feature_map.width(features_lib.num_rows(projection_HMK), K),
+    feature_map.width(features_lib.num_rows(rows), K),
     value_BSHE.shape[-1],
     dtype,
   )

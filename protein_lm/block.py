@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fast_attention import lower_variance
 from protein_lm.positions import apply_rotary
 
 # What the key of a training step is folded with, one number a purpose.
@@ -54,7 +55,15 @@ class Block(nnx.Module):
     self.attention_dropout_rate = model.attention_dropout_rate
 
   def __call__(
-    self, x_BLD, attention_fn, layer, positions_BL, segment_ids_BL, rng, stats
+    self,
+    x_BLD,
+    attention_fn,
+    layer,
+    positions_BL,
+    segment_ids_BL,
+    rng,
+    stats,
+    measured_BL=None,
   ):
     """Applies the layer.
 
@@ -65,10 +74,12 @@ class Block(nnx.Module):
       positions_BL: positions, read by rotary embeddings.
       segment_ids_BL: attention stays within runs of equal ids.
       rng: key of the training step, or None to run deterministically.
-      stats: feature statistics of this layer, or None.
+      stats: statistics of this layer's queries and keys, for an attention
+        that needs them, or None.
+      measured_BL: bool, positions whose queries and keys are measured, or None.
 
     Returns:
-      [B, L, D].
+      [B, L, D], and the statistics measured (None unless asked for).
     """
     dropout_rngs = [None] * 3
     if rng is not None:
@@ -82,6 +93,12 @@ class Block(nnx.Module):
     if self.rotary:
       query_BLHK = apply_rotary(query_BLHK, positions_BL)
       key_BLHK = apply_rotary(key_BLHK, positions_BL)
+    measured = None
+    if measured_BL is not None:
+      measured = lower_variance.measure(
+        query_BLHK, key_BLHK, measured_BL, measured_BL
+      )
+    needs_stats = getattr(attention_fn, 'needs_stats', False)
     attended_BLHK = attention_fn(
       query_BLHK,
       key_BLHK,
@@ -92,7 +109,7 @@ class Block(nnx.Module):
       deterministic=rng is None,
       dropout_rate=self.attention_dropout_rate,
       dropout_rng=dropout_rngs[0],
-      stats=stats,
+      stats=stats if needs_stats else None,
     )
     x_BLD += dropout(
       self.out(attended_BLHK), self.dropout_rate, dropout_rngs[1]
@@ -103,9 +120,8 @@ class Block(nnx.Module):
       h_BLF *= jax.nn.silu(self.mlp_gate(h_BLD))
     else:
       h_BLF = jax.nn.gelu(h_BLF)
-    return x_BLD + dropout(
-      self.mlp_out(h_BLF), self.dropout_rate, dropout_rngs[2]
-    )
+    x_BLD += dropout(self.mlp_out(h_BLF), self.dropout_rate, dropout_rngs[2])
+    return x_BLD, measured
 
 
 def make_norm(model, rngs):

@@ -48,6 +48,7 @@ __all__ = [
 
 # Prefixes of unfinished work in work_dir/checkpoints: being written, being
 # replaced by a newer save of the same step, being deleted.
+_STATISTICS = 'attention_stats/'
 _WRITING, _REPLACED, _DELETING = '.writing-', '.replaced-', '.deleting-'
 
 
@@ -248,7 +249,9 @@ def restore(
       to the next good checkpoint, with a warning that names both.
 
   Returns:
-    The state, in the structure of abstract_state, and the manifest.
+    The state, in the structure of abstract_state, and the manifest. Statistics
+    of an attention (`attention_stats`) are zeros, with a warning, if the run
+    had another attention until then.
 
   Raises:
     NotFoundError: there is no checkpoint.
@@ -265,10 +268,18 @@ def restore_params(
   step: int | str = 'latest',
   field: str = 'params',
 ) -> tuple[Any, dict[str, Any]]:
-  """Like restore, for one field of the state, `params` or `ema_params`."""
+  """Like restore, for one field of the state, such as `params`."""
   step = choose(work_dir, step)
   params = _load(work_dir, step, abstract_params, f'{field}/')
   return params, manifest(work_dir, step)
+
+
+def has_attention_stats(work_dir: str | os.PathLike, step: int) -> bool:
+  """Whether a checkpoint holds statistics of an attention."""
+  directory = _root(work_dir).resolve() / str(step)
+  with _quiet_orbax() as ocp:
+    stored = ocp.PyTreeCheckpointer().metadata(str(directory / files.STATE))
+  return any(k.startswith(_STATISTICS) for k in stored.item_metadata.tree)
 
 
 # Choosing.
@@ -355,6 +366,8 @@ def _load(
   import numpy as np
 
   wanted = {f'{prefix}{k}': v for k, v in _by_name(abstract).items()}
+  # An attention may be swapped for one that needs statistics, and back.
+  optional = {k for k in wanted if k.startswith(_STATISTICS) and not prefix}
   directory = _root(work_dir).resolve() / str(step)
   try:
     with _quiet_orbax() as ocp:
@@ -363,7 +376,18 @@ def _load(
       stored = checkpointer.metadata(
         str(directory / files.STATE)
       ).item_metadata.tree
-      stored = {k: v for k, v in stored.items() if k.startswith(prefix)}
+      stored = {
+        k: v
+        for k, v in stored.items()
+        if k.startswith(prefix)
+        and (k in wanted or prefix or not k.startswith(_STATISTICS))
+      }
+      if missing := optional - stored.keys():
+        logging.warning(
+          'The checkpoint %s has no attention statistics: they start anew.',
+          directory,
+        )
+        wanted = {k: v for k, v in wanted.items() if k not in missing}
       _check_architecture(directory, wanted, stored)
       arguments = {
         name: ocp.ArrayRestoreArgs(
@@ -393,7 +417,7 @@ def _load(
   def leaf_of(path: Any, leaf: Any) -> jax.Array:
     name = prefix + jax.tree_util.keystr(path, simple=True, separator='/')
     if name not in arrays:
-      return jnp.zeros(leaf.shape, leaf.dtype)  # of no elements
+      return jnp.zeros(leaf.shape, leaf.dtype)  # empty, or not stored
     # A copy: what is donated to a step must not be memory of numpy's.
     value = arrays[name]
     return jnp.array(value) if isinstance(value, np.ndarray) else value

@@ -22,6 +22,7 @@ from absl import flags
 from protein_lm import cli, evaluation_table
 
 SPLITS = ('test', 'ood')
+_CALIBRATION_BATCHES = 8
 # Fields of a fast attention that change no evaluation.
 _SILENT_FIELDS = (
   'qkv_dim',
@@ -71,6 +72,7 @@ def evaluate(work_dir, step='latest', splits=None, gin_bindings=()):
     if loaded.graphdef != graphdef:  # a run may go on with another attention
       graphdef, score_step = loaded.graphdef, loaded.make_score_step()
     print(describe(loaded), flush=True)
+    loaded = _calibrated(loaded, data)
     evaluated.append(loaded.step)
     new_rows = []
     for split in splits:
@@ -83,7 +85,7 @@ def evaluate(work_dir, step='latest', splits=None, gin_bindings=()):
       with _bar(split, len(batches)) as bar:
         scores[split] = evaluation.score_split(
           score_step,
-          loaded.params,
+          loaded.weights,
           batches,
           proteins,
           mask_T=mask_T,
@@ -121,6 +123,20 @@ def _good_steps(work_dir):
     except checkpoint.CheckpointError as error:
       print(f'warning: step {step} is left out: {error}')
   return good
+
+
+def _calibrated(loaded, data):
+  """With statistics of training batches, if the attention asks for them."""
+  if not loaded.needs_calibration:
+    return loaded
+  print(
+    f'its attention needs statistics that this checkpoint lacks: measured on '
+    f'{_CALIBRATION_BATCHES} training batches',
+    flush=True,
+  )
+  return loaded.calibrate(
+    data.train_batch(0, step) for step in range(_CALIBRATION_BATCHES)
+  )
 
 
 def _warn_of_other_data(loaded, data):
@@ -271,11 +287,13 @@ def _one_pass(work_dir, step, id_or_path, gin_bindings):
   from protein_lm import loading, one_pass
 
   loaded = loading.load(work_dir, step, gin_bindings)
-  protein = one_pass.find_protein(id_or_path, loaded.open_data())
+  data = loaded.open_data()
+  loaded = _calibrated(loaded, data)
+  protein = one_pass.find_protein(id_or_path, data)
   print(describe(loaded), flush=True)
   return one_pass.score_one_pass(
     loaded.make_score_step(),
-    loaded.params,
+    loaded.weights,
     protein,
     is_masked=loaded.model.objective == 'masked',
   )

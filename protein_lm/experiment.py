@@ -47,6 +47,7 @@ def run_experiment(
   checkpoint_every_steps: int = 500,
   num_eval_batches: int = 16,
   keep_checkpoints: int = 2,
+  attention_stats_decay: float = 0.99,
   seed: int = 0,
   dry_run: bool = False,
 ):
@@ -61,6 +62,8 @@ def run_experiment(
     checkpoint_every_steps: steps between two checkpoints.
     num_eval_batches: batches of validation read each time, the same ones.
     keep_checkpoints: newest checkpoints kept, beside the best.
+    attention_stats_decay: of the running statistics of queries and keys, a
+      step; for attentions that need them.
     seed: of everything random in the run.
     dry_run: print what the run would take, train nothing.
 
@@ -89,7 +92,9 @@ def run_experiment(
     graphdef, _ = steps.abstract_model(model_cls)
     objective = objectives.make_objective(model_cls.objective)
     tx, learning_rate_fn = optimizer.make_optimizer(num_train_steps)
-    train_step = steps.make_train_step(graphdef, tx, objective)
+    train_step = steps.make_train_step(
+      graphdef, tx, objective, attention_stats_decay
+    )
     score_step = steps.make_score_step(graphdef, objective)
     root_rng = jax.random.key(seed)
     step_rng = jax.random.fold_in(root_rng, _STEP)
@@ -97,7 +102,8 @@ def run_experiment(
     @jax.jit
     def make_state():
       init_rng = jax.random.fold_in(root_rng, _INIT)
-      return steps.init_state(steps.init_params(model_cls, init_rng), tx)
+      params = steps.init_params(model_cls, init_rng)
+      return steps.init_state(params, tx, graphdef)
 
     data = data_lib.open_data(work_dir)
     batch_settings = {
@@ -158,7 +164,7 @@ def run_experiment(
         record['train/learning_rate'] = progress.learning_rate(learning_rate_fn)
       if eval_batches and (step % eval_every_steps == 0 or is_last):
         scores = evaluate_batches(
-          score_step, state.params, eval_batches, eval_masks
+          score_step, steps.weights_of(state), eval_batches, eval_masks
         )
         record |= {f'validation/{name}': x for name, x in scores.items()}
       if record:

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import gin
+import jax
 
 from protein_lm import checkpoint, config, objectives, vocab
 from protein_lm import data as data_lib
@@ -20,6 +21,8 @@ class LoadedModel:
     step: step of the checkpoint.
     graphdef: static graph of the model.
     params: nested dict of arrays.
+    attention_stats: of the attentions that need them, see calibrate; () if
+      the checkpoint has none.
     config: the configuration, text in gin's syntax.
     data_arguments: of data.open_data, as configured.
     objective: what it was trained on, see objectives.py.
@@ -30,6 +33,7 @@ class LoadedModel:
   step: int
   graphdef: Any
   params: Any
+  attention_stats: Any
   config: str
   data_arguments: dict[str, Any]
   objective: Any
@@ -39,7 +43,45 @@ class LoadedModel:
   @property
   def model(self):
     """The FlaxLM or FlaxBERT with its parameters, ready to call."""
-    return steps.merge_model(self.graphdef, self.params)
+    return steps.merge_model(self.graphdef, self.weights)
+
+  @property
+  def weights(self):
+    """What the score step takes: parameters and statistics."""
+    return steps.Weights(self.params, self.attention_stats)
+
+  @property
+  def needs_calibration(self):
+    """Whether its attention needs statistics that the checkpoint lacks."""
+    needs_stats = steps.merge_model(
+      self.graphdef, self.params
+    ).needs_attention_stats
+    return needs_stats and not self.attention_stats
+
+  def calibrate(self, batches):
+    """This model with statistics of queries and keys in training batches.
+
+    Args:
+      batches: Batch objects of the train split.
+
+    Returns:
+      A LoadedModel.
+    """
+
+    @jax.jit
+    def measure(params, stats, batch):
+      model = steps.merge_model(self.graphdef, params)
+      return model.measure_attention_stats(
+        batch.tokens, segment_ids=batch.segment_ids, stats=stats
+      )
+
+    model = steps.merge_model(self.graphdef, self.params)
+    total = model.init_attention_stats()
+    for batch in batches:
+      # The statistics choose features, which change the later layers' inputs.
+      measured = measure(self.params, total, batch)
+      total = jax.tree.map(lambda a, b: a + b, total, measured)
+    return dataclasses.replace(self, attention_stats=total)
 
   def make_score_step(self):
     """A jitted `score_step(params, batch, mask_BL=None)`, see train_step.py."""
@@ -87,11 +129,21 @@ def load(work_dir, step='latest', gin_bindings=()):
   model_cls = gin.get_bindings('experiment')['model_cls']
   graphdef, abstract_params = steps.abstract_model(model_cls)
   params, manifest = checkpoint.restore_params(work_dir, abstract_params, step)
+  attention_stats = ()
+  abstract_stats = jax.eval_shape(
+    lambda params: steps.merge_model(graphdef, params).init_attention_stats(),
+    abstract_params,
+  )
+  if abstract_stats and checkpoint.has_attention_stats(work_dir, step):
+    attention_stats, _ = checkpoint.restore_params(
+      work_dir, abstract_stats, step, 'attention_stats'
+    )
   return LoadedModel(
     work_dir,
     step,
     graphdef,
     params,
+    attention_stats,
     config.config_str(),
     gin.get_bindings('data'),
     objectives.make_objective(model_cls.objective),

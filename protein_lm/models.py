@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fast_attention import lower_variance
 from protein_lm import vocab
 from protein_lm.block import EMBED_DROPOUT, Block, dropout, make_norm
 from protein_lm.exact_attention import exact_attention
@@ -34,11 +35,19 @@ _CHOICES = {
 }
 
 
+class AttentionStats(nnx.Variable):
+  """Statistics of queries and keys, of every layer (leading axis N)."""
+
+
 @gin.configurable
 class FlaxModel(nnx.Module):
   """A Transformer over protein tokens; use FlaxLM or FlaxBERT.
 
   Bindings of `FlaxModel` in gin reach both.
+
+  `attention_stats`, AttentionStats or None, is set where a model is merged with
+  its state (train_step.merge_model); a training call leaves those of its batch
+  in `measured_stats`.
   """
 
   causal = None
@@ -158,7 +167,8 @@ class FlaxModel(nnx.Module):
         None, padding (`vocab.PAD_ID`) is one segment and the rest another.
       rng: key of the training step, for dropout and redrawn projections.
       deterministic: True evaluates; False trains and needs rng.
-      stats: feature statistics with leading axis N, or None.
+      stats: statistics of queries and keys, with leading axis N, for an
+        attention that needs them; default the model's `attention_stats`.
 
     Returns:
       [B, L, V] float32. FlaxLM's logits at t are of token t + 1, FlaxBERT's
@@ -197,6 +207,18 @@ class FlaxModel(nnx.Module):
       rng = None
     elif rng is None:
       raise ValueError('training (deterministic=False) needs rng, got None.')
+    if stats is None and getattr(self, 'attention_stats', None) is not None:
+      stats = self.attention_stats.get_value()
+    measures = self.needs_attention_stats and rng is not None
+    x_BLD, measured = self._run(
+      tokens, positions, segment_ids, rng, stats, measures
+    )
+    if measures:
+      self.measured_stats = AttentionStats(measured)
+    return self.final_norm(x_BLD)
+
+  def _run(self, tokens, positions, segment_ids, rng, stats, measures):
+    """The output of the last layer, and what all layers measured."""
     if segment_ids is None:
       segment_ids = (tokens != vocab.PAD_ID).astype(jnp.int32)
     if positions is None:
@@ -207,8 +229,40 @@ class FlaxModel(nnx.Module):
     if rng is not None:
       embed_rng = jax.random.fold_in(rng, EMBED_DROPOUT)
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
-    x_BLD = self._apply_blocks(x_BLD, positions, segment_ids, rng, stats)
-    return self.final_norm(x_BLD)
+    measured_BL = tokens != vocab.PAD_ID if measures else None
+    return self._apply_blocks(
+      x_BLD, positions, segment_ids, rng, stats, measured_BL
+    )
+
+  @property
+  def needs_attention_stats(self):
+    """Whether an attention of this model needs statistics."""
+    return any(getattr(fn, 'needs_stats', False) for fn in self.attention_fns)
+
+  def init_attention_stats(self):
+    """Statistics of nothing, with leading axis N; () if none are needed."""
+    if not self.needs_attention_stats:
+      return ()
+    head_dim = self.qkv_dim // self.num_heads
+    stats = lower_variance.init(self.num_heads, head_dim)
+    return jax.tree.map(
+      lambda x: jnp.zeros((self.num_layers, *x.shape), x.dtype), stats
+    )
+
+  def measure_attention_stats(self, tokens, *, segment_ids=None, stats=None):
+    """Statistics of every layer's queries and keys in a batch.
+
+    Args:
+      tokens: [B, L] int token ids.
+      segment_ids: as in a call.
+      stats: those that the attention uses meanwhile; default none yet, with
+        which it uses plain positive features.
+
+    Returns:
+      lower_variance.Statistics with leading axis N, of weight 1.
+    """
+    stats = self.init_attention_stats() if stats is None else stats
+    return self._run(tokens, None, segment_ids, None, stats, True)[1]
 
   def _add_positions(self, x_BLD, positions_BL):
     if self.position_embedding == 'rotary':
@@ -227,13 +281,25 @@ class FlaxModel(nnx.Module):
       mode='fill', fill_value=jnp.nan
     )
 
-  def _apply_blocks(self, x_BLD, positions_BL, segment_ids_BL, rng, stats):
+  def _apply_blocks(
+    self, x_BLD, positions_BL, segment_ids_BL, rng, stats, measured_BL
+  ):
+    """The output of the last layer, and what all layers measured."""
     graphdef, params_N = nnx.split(self.blocks)
     fns = self.attention_fns
 
     def apply_block(x_BLD, layer, params, stats, fn):
       block = nnx.merge(graphdef, params)
-      return block(x_BLD, fn, layer, positions_BL, segment_ids_BL, rng, stats)
+      return block(
+        x_BLD,
+        fn,
+        layer,
+        positions_BL,
+        segment_ids_BL,
+        rng,
+        stats,
+        measured_BL,
+      )
 
     if self.remat:
       apply_block = jax.checkpoint(
@@ -242,24 +308,34 @@ class FlaxModel(nnx.Module):
 
     def apply_pattern(x_BLD, inputs):
       layers_P, params_P, stats_P = inputs
+      measured_P = []
       for p in range(layers_P.shape[0]):
         params, stats = jax.tree.map(lambda a, p=p: a[p], (params_P, stats_P))
-        x_BLD = apply_block(
+        x_BLD, measured = apply_block(
           x_BLD, layers_P[p], params, stats, fns[p % len(fns)]
         )
-      return x_BLD, None
+        measured_P.append(measured)
+      return x_BLD, jax.tree.map(lambda *x: jnp.stack(x), *measured_P)
 
     # Whole patterns of layers are scanned; what remains is unrolled.
     inputs_N = (jnp.arange(self.num_layers), params_N, stats)
     period = len(fns) if self.scan_layers else self.num_layers
     scanned = self.num_layers // period * period
+    measured = []
     if scanned > period:
       inputs_GP = jax.tree.map(
         lambda a: a[:scanned].reshape(-1, period, *a.shape[1:]), inputs_N
       )
-      x_BLD, _ = jax.lax.scan(apply_pattern, x_BLD, inputs_GP)
+      x_BLD, measured_GP = jax.lax.scan(apply_pattern, x_BLD, inputs_GP)
+      measured.append(
+        jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), measured_GP)
+      )
       inputs_N = jax.tree.map(lambda a: a[scanned:], inputs_N)
-    return apply_pattern(x_BLD, inputs_N)[0]
+    if len(inputs_N[0]):
+      x_BLD, measured_P = apply_pattern(x_BLD, inputs_N)
+      measured.append(measured_P)
+    measured_N = jax.tree.map(lambda *a: jnp.concatenate(a), *measured)
+    return x_BLD, measured_N
 
 
 @gin.configurable

@@ -192,7 +192,7 @@ def test_redraw_follows_the_training_step_only(rng):
     (dict(bias=jnp.zeros((2, 2, 9, 9))), 'bias is not supported'),
     (dict(dropout_rate=0.1), 'attention dropout is not supported'),
     (dict(module=object()), 'sow_weights=False'),
-    (dict(stats={}), 'use no statistics'),
+    (dict(stats={}), 'uses no statistics'),
     (dict(qk_attn_weights_einsum=jnp.einsum), 'custom einsums'),
     (dict(mask=jnp.ones((2, 1, 9, 9))), 'set unidirectional=True instead'),
     (dict(mask=jnp.ones((2, 2, 1, 9))), 'mask must be key padding'),

@@ -106,10 +106,9 @@ def test_gin_reaches_the_factory():
   assert (attention.lax_scan_unroll, attention.nb_features) == (16, 64)
 
 
-@pytest.mark.parametrize('name', ['favor_plus_plus', 'aderf', 'hyperbolic'])
-def test_features_that_do_not_exist_list_those_that_do(name):
-  with pytest.raises(ValueError, match='one of positive, trigonometric, got'):
-    make_fast_softmax_attention(features_type=name)
+def test_features_that_do_not_exist_list_those_that_do():
+  with pytest.raises(ValueError, match="trigonometric, positive.*got 'favor'"):
+    make_fast_softmax_attention(features_type='favor')
 
 
 @pytest.mark.parametrize(

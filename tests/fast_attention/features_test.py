@@ -18,12 +18,14 @@ def estimates(kind, x, y, rng, *, num_rows, orthogonal):
   """Many estimates of exp(x.y / sqrt(K)), each of its own random matrix."""
   feature_map = features.FeatureMap(kind, renormalize=False)
   # Draws are heads: each has its own matrix.
-  projection = projections.head_projections(
-    rng, NUM_DRAWS, num_rows, x.size, orthogonal=orthogonal
+  rows = features.Rows(
+    projections.head_projections(
+      rng, NUM_DRAWS, num_rows, x.size, orthogonal=orthogonal
+    )
   )
   x, y = (jnp.tile(z, (NUM_DRAWS, 1, 1, 1)) for z in (x, y))
-  phi_x = full(feature_map.query_features(x, projection))
-  phi_y = full(feature_map.key_features(y, projection))
+  phi_x = full(feature_map.query_features(x, rows))
+  phi_y = full(feature_map.key_features(y, rows))
   return np.asarray(jnp.sum(phi_x * phi_y, axis=-1)).ravel()
 
 
@@ -65,7 +67,7 @@ def test_positive_features_are_the_textbook_ones(is_query, normal):
   projection = normal(2, 7, 16)
   feature_map = features.FeatureMap('positive', renormalize=False)
   name = 'query_features' if is_query else 'key_features'
-  actual = full(getattr(feature_map, name)(x, projection))
+  actual = full(getattr(feature_map, name)(x, features.Rows(projection)))
   x = x / 16**0.25
   logits = jnp.einsum('hbck,hmk->hbcm', x, projection)
   expected = jnp.exp(logits - jnp.sum(x**2, -1, keepdims=True) / 2)
@@ -77,17 +79,17 @@ def test_positive_features_are_the_textbook_ones(is_query, normal):
 def test_largest_query_feature_is_one(normal):
   x = 30 * normal(1, 1, 9, 8)
   feature_map = features.FeatureMap('positive')
-  phi = feature_map.query_features(x, normal(1, 6, 8))
+  phi = feature_map.query_features(x, features.Rows(normal(1, 6, 8)))
   np.testing.assert_array_equal(jnp.max(phi.features_HBCM, axis=-1), 1)
 
 
 @pytest.mark.parametrize('scale', [1.0, -1.0])
 def test_stabilizer_is_added_after_scaling(scale, normal):
   x = scale * normal(1, 1, 9, 8)
-  projection = normal(1, 6, 8)
+  rows = features.Rows(normal(1, 6, 8))
   plain, stabilised = (
     features.FeatureMap('positive', numerical_stabilizer=s).key_features(
-      x, projection
+      x, rows
     )
     for s in (0.0, 0.5)
   )
@@ -118,5 +120,7 @@ def test_exponential_kernel_does_not_overflow():
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_features_of_narrow_inputs_are_float32(dtype, normal):
   x = normal(1, 1, 2, 8).astype(dtype)
-  phi = features.FeatureMap('positive').key_features(x, normal(1, 6, 8))
+  phi = features.FeatureMap('positive').key_features(
+    x, features.Rows(normal(1, 6, 8))
+  )
   assert phi.features_HBCM.dtype == phi.log_scale_HBC.dtype == jnp.float32
