@@ -137,6 +137,8 @@ class FeatureMap:
       dtype: of the features.
       shift_HBC: of the same features made before: saves a maximum.
     """
+    if self.kernel_fn is jax.nn.relu:
+      return self._pullable_relu(x_HBCK, rows, is_query, dtype)
     if self.kind != 'positive':
 
       def features(x_HBCK):
@@ -154,12 +156,7 @@ class FeatureMap:
     def pull_back(d_features_HBCM):
       stabilizer = 0 if is_query else self.numerical_stabilizer
       d_logits_HBCM = d_features_HBCM * (y.features_HBCM - stabilizer)
-      d_x_HBCK = jnp.einsum(
-        'hbcm,hmk->hbck',
-        d_logits_HBCM,
-        rows.matrix_HMK.astype(dtype),
-        precision=lax.Precision.HIGHEST,
-      )
+      d_x_HBCK = project_back(d_logits_HBCM, rows)
       scale = x_HBCK.shape[-1] ** -0.25
       tilt_HK = rows.query_tilt_HK if is_query else rows.key_tilt_HK
       if not (is_query and self.renormalize):
@@ -175,6 +172,24 @@ class FeatureMap:
       return (scale * d_x_HBCK).astype(x_HBCK.dtype)
 
     return y, pull_back
+
+  def _pullable_relu(
+    self, x_HBCK, rows, is_query, dtype
+  ) -> tuple[Features, PullBack]:
+    """Its derivative is known from the features: no W x has to wait for it."""
+    y = self._features(x_HBCK, rows, is_query=is_query)
+    # Features of 0, by the same additions.
+    zero = jnp.zeros((), y.features_HBCM.dtype) + self.kernel_epsilon
+    if not is_query:
+      zero += self.numerical_stabilizer
+    features_HBCM = y.features_HBCM.astype(dtype)
+
+    def pull_back(d_features_HBCM):
+      is_active_HBCM = features_HBCM > zero.astype(dtype)
+      d_logits_HBCM = jnp.where(is_active_HBCM, d_features_HBCM, 0)
+      return project_back(d_logits_HBCM, rows).astype(x_HBCK.dtype)
+
+    return Features(features_HBCM, y.log_scale_HBC.astype(dtype)), pull_back
 
   def _features(self, x_HBCK, rows, *, is_query) -> Features:
     if self.kind == 'positive':
@@ -273,6 +288,18 @@ def project(x_HBCK: jax.Array, rows: Rows | None) -> jax.Array:
     'hbck,hmk->hbcm',
     x_HBCK,
     rows.matrix_HMK.astype(x_HBCK.dtype),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def project_back(d_logits_HBCM: jax.Array, rows: Rows | None) -> jax.Array:
+  """The cotangent of x from that of W x."""
+  if rows is None:
+    return d_logits_HBCM
+  return jnp.einsum(
+    'hbcm,hmk->hbck',
+    d_logits_HBCM,
+    rows.matrix_HMK.astype(d_logits_HBCM.dtype),
     precision=lax.Precision.HIGHEST,
   )
 
