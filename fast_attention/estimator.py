@@ -31,7 +31,9 @@ def prepare(
   query_BLHK: jax.Array,
   key_BSJK: jax.Array,
   projection_JMK: jax.Array | None,
-  statistics: lower_variance.Statistics | None = None,
+  statistics: (
+    lower_variance.Statistics | lower_variance.Reshaping | None
+  ) = None,
 ) -> tuple[jax.Array, jax.Array, features.Rows | None]:
   """Queries, keys and the rows of each key head.
 
@@ -40,7 +42,8 @@ def prepare(
     query_BLHK: queries; any number of batch axes.
     key_BSJK: keys.
     projection_JMK: random rows, or None.
-    statistics: see `lower_variance`; None if the type needs none.
+    statistics: see `lower_variance`; None if the type needs none. Or what
+      `lower_variance.reshaping` makes of them, which is then not made again.
 
   Returns:
     Both as they were, or changed and in float32 (or wider).
@@ -53,7 +56,9 @@ def prepare(
     return query_BLHK, key_BSJK, features.Rows(projection_JMK)
 
   depth = query_BLHK.shape[-1]
-  change = lower_variance.reshaping(features_type, statistics, depth)
+  change = statistics
+  if not isinstance(change, lower_variance.Reshaping):
+    change = lower_variance.reshaping(features_type, statistics, depth)
   rows_JMK, bias_JM = projection_JMK, None
   if change.row_norm_coefficient_J is not None:
     norms_JM = jnp.sum(jnp.square(projection_JMK), axis=-1)

@@ -16,7 +16,7 @@ _DEFAULT_CHUNK = 256
 # streams, and two chunks in a turn of the loop. Small work gains nothing.
 _STREAMS, _UNROLL = 4, 2
 _LEAST_WORK = 2**23  # multiplications of one product, all heads
-_LEAST_CHUNKS = 8  # to unroll: it takes 2 s more to compile
+_LEAST_CHUNKS = 16  # to unroll: it takes 2 s more to compile
 
 
 def sweep_chunk() -> int:

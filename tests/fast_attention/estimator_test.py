@@ -75,6 +75,21 @@ def test_step_by_step_equals_the_full_pass(features_type, qkvg, assert_close):
 
 
 @pytest.mark.parametrize('features_type', ['favor_plus_plus', 'centred_aderf'])
+def test_a_change_made_once_serves_every_step(features_type, qkvg):
+  q, k, v, _ = qkvg(1, 9, 2, 8)
+  attention = attention_of(features_type)
+  stats = stats_of(attention, q, k)
+  change = lower_variance.reshaping(features_type, stats, 8)
+  for call in (
+    attention,
+    lambda *x, stats: attention.prefill(*x, stats=stats)[0],
+  ):
+    np.testing.assert_allclose(
+      call(q, k, v, stats=change), call(q, k, v, stats=stats), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize('features_type', ['favor_plus_plus', 'centred_aderf'])
 def test_queries_that_share_a_key_head(features_type, normal, assert_close):
   q = normal(1, 7, 4, 8)
   k, v = normal(2, 1, 7, 2, 8)

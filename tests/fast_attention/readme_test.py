@@ -11,6 +11,8 @@ README = pathlib.Path(fast_attention.__file__).with_name('README.md')
 EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize('example', EXAMPLES, ids=['stats', 'raw', 'nnx', 'linen'])
+@pytest.mark.parametrize(
+  'example', EXAMPLES, ids=['stats', 'raw', 'nnx', 'linen']
+)
 def test_example_runs(example):
   exec(compile(example, str(README), 'exec'), {})
