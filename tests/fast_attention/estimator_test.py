@@ -8,6 +8,11 @@ import pytest
 from fast_attention import lower_variance, make_fast_softmax_attention
 
 TYPES = [t for t in lower_variance.FEATURES_TYPES if t != 'positive']
+# Those that between them use every part of the map.
+QUICK = ('hyperbolic', 'favor_plus_plus', 'centred_hyperbolic_aderf')
+TYPES = [
+  t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in TYPES
+]
 
 
 def attention_of(features_type, nb_features=24, **kwargs):

@@ -59,7 +59,11 @@ def assert_trees_close(a, b):
 
 @pytest.mark.parametrize(
   'options',
-  [{}, {'scan_layers': False}, {'remat': True}],
+  [
+    {},
+    pytest.param({'scan_layers': False}, marks=pytest.mark.slow),
+    pytest.param({'remat': True}, marks=pytest.mark.slow),
+  ],
   ids=['scan', 'unrolled', 'remat'],
 )
 def test_a_step_averages_what_its_batch_measures(options, batch, rng):
