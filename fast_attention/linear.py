@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fast_attention import attend as attend_lib
 from fast_attention import chunk as chunk_lib
 from fast_attention import features as features_lib
 from fast_attention import layout, reference, tables, token_scan
@@ -136,7 +137,7 @@ def _swept(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS, run_BL):
 
 
 def _merge(
-  feature_map, left: sweep_lib.Sums, right: sweep_lib.Sums
+  feature_map, left: attend_lib.Sums, right: attend_lib.Sums
 ) -> jax.Array:
   """The output of sums over disjoint keys, at the larger of their scales."""
   log_scale_HBL = None
@@ -155,7 +156,7 @@ def _merge(
     feature_map,
     numerator_HBLE,
     denominator_HBL,
-    sweep_lib.total_scale(log_scale_HBL, left.query_scale_HBL),
+    attend_lib.total_scale(log_scale_HBL, left.query_scale_HBL),
   )
   return out_HBLE.transpose(1, 2, 0, 3)
 

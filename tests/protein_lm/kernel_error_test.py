@@ -27,7 +27,9 @@ def make_model(attention_fn, cls=models.FlaxLM, **options):
   )
 
 
-@pytest.mark.parametrize('cls', [models.FlaxLM, models.FlaxBERT])
+@pytest.mark.parametrize(
+  'cls', [models.FlaxLM, pytest.param(models.FlaxBERT, marks=pytest.mark.slow)]
+)
 def test_more_features_have_less_error_in_every_layer(cls):
   few, many = (
     jax.jit(kernel_errors)(
