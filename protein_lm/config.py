@@ -23,6 +23,8 @@ MODULES = (
   'protein_lm.models',
   'protein_lm.objectives',
   'protein_lm.data',
+  'protein_lm.datasets.letters',
+  'protein_lm.datasets.splits',
   'protein_lm.optimizer',
   'protein_lm.experiment',
 )

@@ -106,12 +106,7 @@ def run_experiment(
       return steps.init_state(params, tx, graphdef)
 
     data = data_lib.open_data(work_dir)
-    batch_settings = {
-      'data.batch_size': data.batch_size,
-      'data.max_len': data.max_len,
-      'data.layout': data.layout,
-      'experiment.seed': seed,
-    }
+    batch_settings = {**data.settings, 'experiment.seed': seed}
     config_text = config.operative()
     if unused := config.unused_bindings():
       print(f'warning: nothing used {"; ".join(unused)}', flush=True)
@@ -148,13 +143,17 @@ def run_experiment(
     progress = stack.enter_context(
       Progress(step, num_train_steps, model_cls.objective, saved)
     )
-    batches = data.train_batches(seed, step)
-    stack.callback(batches.close)
+    sharding = _default_sharding()
+    # Batches are bound to it; a state that is not would be compiled for twice.
+    state = jax.device_put(state, sharding)
+    batches = stack.enter_context(data.train_batches(seed, step, sharding))
     start = time.perf_counter()
     is_last, stop = False, interrupt.requested
     while not (is_last or stop):
       rng = jax.random.fold_in(step_rng, step)
-      state, sums = train_step(state, next(batches), rng)
+      with progress.waiting_for_data():
+        batch = next(batches)
+      state, sums = train_step(state, batch, rng)
       step += 1
       progress.add(sums)
       is_last = step == num_train_steps
@@ -219,6 +218,14 @@ def _validation(data, num_batches, objective):
   return batches, [batch_mask(b, proteins, mask_T) for b in batches]
 
 
+def _default_sharding():
+  """Batches lie on the device that computations run on by default."""
+  device = jax.config.jax_default_device
+  if not isinstance(device, jax.Device):  # unset, or the name of a platform
+    device = jax.devices(device)[0]
+  return jax.sharding.SingleDeviceSharding(device)
+
+
 def _versions():
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
   return {name: importlib.metadata.version(name) for name in packages}
@@ -239,10 +246,11 @@ def _check_data(work_dir, saved, fingerprint, batch_settings):
       f'{before[:12]} then, {fingerprint[:12]} now; put the old data back, or '
       'train in another work_dir.'
     )
+  then = {**data_lib.SETTING_DEFAULTS, **saved['batches']}
   changed = [
-    f'{name}: {saved["batches"][name]} -> {value}'
+    f'{name}: {then[name]} -> {value}'
     for name, value in batch_settings.items()
-    if saved['batches'][name] != value
+    if then[name] != value
   ]
   if changed:
     print(

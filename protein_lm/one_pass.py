@@ -138,11 +138,17 @@ def find_protein(id_or_path: str, data) -> Proteins:
 
 
 def longest_protein(path: str | os.PathLike) -> Proteins:
-  """The longest protein of a FASTA file, plain or gzip."""
-  from protein_lm.datasets.fasta_file import Tally, read_fasta
+  """The longest protein of a FASTA file, plain or gzip.
 
-  records = read_fasta(pathlib.Path(path), Tally())
-  longest = max(records, key=lambda record: len(record.sequence))
+  Raises:
+    ValueError: the file cannot be read, or holds no protein.
+  """
+  from protein_lm.datasets.collection import read_proteins
+  from protein_lm.datasets.fasta_file import FastaFiles
+  from protein_lm.datasets.intake import Tally
+
+  proteins = read_proteins(FastaFiles((pathlib.Path(path),)), Tally())
+  longest = max(proteins, key=lambda protein: len(protein.sequence))
   return proteins_lib.from_sequences({longest.id: longest.sequence})
 
 

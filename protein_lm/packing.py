@@ -1,65 +1,97 @@
-"""Planned packing: which proteins share a row, as a function of seed and epoch.
+"""Planned packing: which lengths share a row, from the lengths alone.
 
 Best-fit-decreasing on the histogram of lengths gives a plan once: groups of
-rows with the same combination of lengths. It depends on the lengths alone, so
-every epoch has the same number of rows. In each epoch the rows are shuffled,
-and each place in a row takes the next example of its length, in an order
-shuffled within the length; every example is in one row. Nothing depends on
-what was read before, so any row of any epoch is found at once.
+rows with the same combination of lengths. It is as small as the histogram is,
+whatever the number of examples, and finds any row at once.
 
-Axes: N examples, R rows.
+Axes: N examples, G groups, R rows asked for, S places of these rows.
 """
 
 import bisect
 import collections
 import dataclasses
-import functools
-from collections.abc import Iterable
 
 import numpy as np
 
-_BITS = (1 << 64) - 1
+_CHUNK = 1 << 24  # lengths read at once, if they lie on disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Groups of rows that hold the same lengths.
 
-  Examples are ranked by length. The place i of a group stands for the ranks
-  `ranks[i] + j`, with j the row's number in the group.
+  Examples are ranked by length. Place i of row j of a group stands for rank
+  `ranks[i] + j`.
 
   Attributes:
-    first_rows: the first row of each group.
-    ranks: of each group, the first rank at each of its places.
+    first_rows: [G] the first row of each group.
+    first_places: [G + 1] where a group's places begin in `ranks`.
+    ranks: the first rank at each place of each group, one after another.
     num_rows: of all groups.
     num_tokens: of all examples.
   """
 
-  first_rows: list[int]
-  ranks: list[tuple[int, ...]]
+  first_rows: np.ndarray
+  first_places: np.ndarray
+  ranks: np.ndarray
   num_rows: int
   num_tokens: int
 
-  def row(self, number: int) -> list[int]:
-    """The ranks of the examples in a row."""
-    group = bisect.bisect_right(self.first_rows, number) - 1
-    place = number - self.first_rows[group]
-    return [rank + place for rank in self.ranks[group]]
+  def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the examples in rows.
+
+    Args:
+      rows: [R] numbers of rows.
+
+    Returns:
+      ([S] index into `rows`, ascending; [S] rank of the example there).
+    """
+    group_R = np.searchsorted(self.first_rows, rows, side='right') - 1
+    first_R = self.first_places[group_R]
+    count_R = self.first_places[group_R + 1] - first_R
+    end_R = np.cumsum(count_R)
+    row_S = np.repeat(np.arange(len(rows)), count_R)
+    place_S = np.arange(len(row_S)) + (first_R - end_R + count_R)[row_S]
+    return row_S, self.ranks[place_S] + (rows - self.first_rows[group_R])[row_S]
 
 
-def plan_rows(lengths: np.ndarray, capacity: int, one_per_row=False) -> Plan:
+def length_histogram(lengths: np.ndarray, capacity: int) -> np.ndarray:
+  """Counts lengths; longer ones count as `capacity`.
+
+  Args:
+    lengths: [N] integers from 0, in memory or on disk.
+    capacity: the longest that is told apart.
+
+  Returns:
+    [capacity + 1] int64.
+  """
+  histogram = np.zeros(capacity + 1, np.int64)
+  for first in range(0, len(lengths), _CHUNK):
+    clipped = np.minimum(lengths[first : first + _CHUNK], capacity)
+    histogram += np.bincount(clipped, minlength=capacity + 1)
+  return histogram
+
+
+def plan_rows(lengths: np.ndarray, capacity: int) -> Plan:
   """Packs lengths into rows by best fit, longest first.
 
   Args:
     lengths: [N] integers from 1 to capacity.
     capacity: tokens of a row.
-    one_per_row: pads instead of packing.
   """
-  histogram = np.bincount(lengths, minlength=capacity + 1)
+  return plan_histogram(length_histogram(lengths, capacity))
+
+
+def plan_histogram(histogram: np.ndarray) -> Plan:
+  """Packs the lengths of a histogram into rows as long as its longest bin.
+
+  Args:
+    histogram: [capacity + 1] how often each length occurs.
+  """
+  capacity = len(histogram) - 1
   next_rank = np.cumsum(histogram) - histogram
   # Groups of (ranks of the places, number of rows), by free tokens in a row.
   groups = collections.defaultdict(list)
-  full = []  # groups that take no more
   free_sizes = []  # keys of `groups`, ascending
   for length in np.flatnonzero(histogram)[::-1].tolist():
     left, rank = int(histogram[length]), int(next_rank[length])
@@ -73,27 +105,16 @@ def plan_rows(lengths: np.ndarray, capacity: int, one_per_row=False) -> Plan:
         if not groups[free]:
           del groups[free], free_sizes[fit]
       # Best fit fills a row with this length before it opens the next.
-      times = 1 if one_per_row else min(free // length, left)
+      times = min(free // length, left)
       used = min(rows, left // times)
       if used < rows and ranks:
-        _put(
-          groups, free_sizes, free, tuple(r + used for r in ranks), rows - used
-        )
+        rest = tuple(r + used for r in ranks)
+        _put(groups, free_sizes, free, rest, rows - used)
       ranks += tuple(rank + used * i for i in range(times))
       rank += used * times
       left -= used * times
-      if one_per_row:
-        full.append((ranks, used))
-      else:
-        _put(groups, free_sizes, free - times * length, ranks, used)
-  full += [group for free in free_sizes for group in groups[free]]
-  rows = [used for _, used in full]
-  return Plan(
-    first_rows=(np.cumsum([0, *rows])[:-1]).tolist(),
-    ranks=[ranks for ranks, _ in full],
-    num_rows=sum(rows),
-    num_tokens=int(np.sum(lengths)),
-  )
+      _put(groups, free_sizes, free - times * length, ranks, used)
+  return _plan([g for free in free_sizes for g in groups[free]], histogram)
 
 
 def _put(groups, free_sizes, free, ranks, rows) -> None:
@@ -102,73 +123,13 @@ def _put(groups, free_sizes, free, ranks, rows) -> None:
   groups[free].append((ranks, rows))
 
 
-def draws(size: int, *key: int) -> np.ndarray:
-  """Returns uint64 random numbers that depend on key and place alone.
-
-  The splitmix64 finaliser over a counter: the same on every machine and with
-  every version of numpy.
-
-  Args:
-    size: how many.
-    key: integers, such as seed, epoch and purpose.
-  """
-  state = np.zeros(1, np.uint64)
-  for part in key:
-    state = _mix(state + np.array([part & _BITS], np.uint64))
-  step = np.uint64(0x9E3779B97F4A7C15)
-  return _mix(state + step * np.arange(1, size + 1, dtype=np.uint64))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-  x = x + np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-  """The tokens first to first + length of an example."""
-
-  example: int
-  first: int
-  length: int
-
-
-_ROWS, _EXAMPLES, _CROPS = range(3)  # purposes of random numbers
-
-
-class Epochs:
-  """The rows of all epochs, one after another.
-
-  Args:
-    lengths: [N] tokens of each example; those above capacity are cropped, to a
-      window that is drawn anew in each epoch.
-    capacity: tokens of a row.
-    one_per_row: pads instead of packing.
-  """
-
-  def __init__(self, lengths: np.ndarray, capacity: int, one_per_row=False):
-    self._lengths = lengths
-    self._clipped = np.minimum(lengths, capacity)
-    self.plan = plan_rows(self._clipped, capacity, one_per_row)
-    # Threads share this; a value made twice is the same value.
-    self._tables = functools.lru_cache(maxsize=3)(self._make_tables)
-
-  def row(self, seed: int, number: int) -> Iterable[Window]:
-    """The windows of a row; row `plan.num_rows` is the first of epoch 1."""
-    epoch, place = divmod(number, self.plan.num_rows)
-    order_R, example_N, first_N = self._tables(seed, epoch)
-    for rank in self.plan.row(int(order_R[place])):
-      example = int(example_N[rank])
-      yield Window(example, int(first_N[example]), int(self._clipped[example]))
-
-  def _make_tables(self, seed: int, epoch: int):
-    size = len(self._lengths)
-    order_R = np.argsort(
-      draws(self.plan.num_rows, seed, epoch, _ROWS), kind='stable'
-    )
-    example_N = np.lexsort((draws(size, seed, epoch, _EXAMPLES), self._clipped))
-    choices_N = (self._lengths - self._clipped + 1).astype(np.uint64)
-    first_N = draws(size, seed, epoch, _CROPS) % choices_N
-    return order_R, example_N, first_N
+def _plan(groups, histogram) -> Plan:
+  end_rows = np.cumsum([0, *(rows for _, rows in groups)], dtype=np.int64)
+  sizes = [len(ranks) for ranks, _ in groups]
+  return Plan(
+    first_rows=end_rows[:-1],
+    first_places=np.cumsum([0, *sizes], dtype=np.int64),
+    ranks=np.array([r for ranks, _ in groups for r in ranks], np.int64),
+    num_rows=int(end_rows[-1]),
+    num_tokens=int(np.arange(len(histogram)) @ histogram),
+  )

@@ -1,5 +1,6 @@
 """How far a run is: sums one step late, a bar, records of training metrics."""
 
+import contextlib
 import sys
 import time
 
@@ -36,6 +37,7 @@ class Progress:
     self._first_step = self._step = step
     self._num_steps = num_steps
     self._timed_tokens, self._since = 0.0, None
+    self._waited = 0.0
     self._bar = tqdm(
       total=num_steps,
       initial=step,
@@ -77,7 +79,8 @@ class Progress:
     now = time.perf_counter()
     if self._timed_tokens:
       record['tokens_per_sec'] = self._timed_tokens / (now - self._since)
-    self._timed_tokens, self._since = 0.0, now
+      record['data_wait_per_sec'] = self._waited / (now - self._since)
+    self._restart_clock(now)
     return {f'train/{name}': value for name, value in record.items()}
 
   def learning_rate(self, learning_rate_fn):
@@ -86,7 +89,17 @@ class Progress:
 
   def restart_clock(self):
     """Leaves out of tokens_per_sec what was not training."""
-    self._timed_tokens, self._since = 0.0, time.perf_counter()
+    self._restart_clock(time.perf_counter())
+
+  def _restart_clock(self, now):
+    self._timed_tokens, self._waited, self._since = 0.0, 0.0, now
+
+  @contextlib.contextmanager
+  def waiting_for_data(self):
+    """Counts the time inside for data_wait_per_sec, its share of all time."""
+    start = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - start
 
   def show(self, record):
     """Puts a record on the bar, or on a line where there is no terminal."""

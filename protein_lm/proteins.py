@@ -1,13 +1,20 @@
-"""One split of a prepared data set, in memory.
+"""The splits of a prepared data set: whole in memory, or by number from disk.
 
-Axes: P proteins, T all residues of all proteins (or all tokens).
+Axes: P proteins, T all residues of all proteins (or all tokens), L residues of
+one protein.
 """
 
 import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from protein_lm import vocab
+
+# A split of up to so many residues is read into memory at once.
+MAX_RESIDUES_IN_MEMORY = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Proteins:
     held_out: [T] bool, whether a residue lies in a held-out domain.
     pure: [P] bool, whether a protein shares no family with one outside `ood`.
     clusters: [P] names of the 8-mer clusters.
+    nearest_train_share: [P] float32, see `record.Protein`; NaN where it was
+      not measured.
   """
 
   ids: list[str]
@@ -30,6 +39,7 @@ class Proteins:
   held_out: np.ndarray
   pure: np.ndarray
   clusters: list[str]
+  nearest_train_share: np.ndarray
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -51,6 +61,7 @@ def from_sequences(sequences: dict[str, str]) -> Proteins:
     held_out=np.zeros(len(residues_T), bool),
     pure=np.zeros(len(encoded), bool),
     clusters=list(sequences),
+    nearest_train_share=np.full(len(encoded), np.nan, np.float32),
   )
 
 
@@ -79,53 +90,213 @@ def load_proteins(builder, split: str) -> Proteins:
   Raises:
     ValueError: no such split, or a file is missing, damaged or changed.
   """
-  from protein_lm.datasets.builder import content_hash, to_protein
+  from protein_lm.datasets import record
 
+  content = _content(builder, split)
+  members = []
+  for path, size in _shards(builder, split):
+    members += _decoded(
+      path, _read_shard(path, size, builder), builder.data_dir
+    )
+  if record.content_hash(members) != content['sha256']:
+    raise _damaged(
+      builder.data_dir,
+      f'the proteins of split {split!r} are not those that were prepared',
+      builder.data_dir,
+    )
+  return _flatten(members)
+
+
+class MemoryStore:
+  """The sequences of a split by number, in memory.
+
+  Attributes:
+    lengths: [P] residues of each protein.
+    by_length: [P] numbers by ascending length, then by number.
+  """
+
+  def __init__(self, proteins: Proteins):
+    self._residues_T, self._offsets = proteins.residues, proteins.offsets
+    self.lengths = proteins.lengths
+    self.by_length = np.argsort(self.lengths, kind='stable')
+
+  def many(self, numbers: Sequence[int]) -> list[np.ndarray]:
+    """Returns the residues of each, [L] uint8."""
+    residues_T, offsets = self._residues_T, self._offsets
+    return [residues_T[offsets[i] : offsets[i + 1]] for i in numbers]
+
+
+class DiskStore:
+  """The sequences of a split by number, read when they are asked for.
+
+  Holds no more than `lengths` and `by_length`, both mapped from files that
+  were written in preparation. Can be sent to another process.
+
+  Attributes: as those of MemoryStore.
+  """
+
+  def __init__(self, builder, split: str):
+    self._folder = pathlib.Path(builder.data_dir)
+    shards = list(_shards(builder, split))
+    self._paths = [path for path, _ in shards]
+    self._sizes = [size for _, size in shards]
+    self._starts = np.cumsum([0, *self._sizes])
+    num_proteins = _content(builder, split)['num_proteins']
+    self._index = {
+      name: index_path(self._folder, split, name)
+      for name in ('lengths', 'by_length')
+    }
+    for name in self._index:
+      found = getattr(self, name).shape
+      if found != (num_proteins,):
+        why = f'{found} numbers, not {num_proteins}'
+        raise _damaged(self._index[name], why, self._folder)
+
+  def __getstate__(self):
+    cached = ('lengths', 'by_length', '_readers')
+    return {k: v for k, v in self.__dict__.items() if k not in cached}
+
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    return self._mapped('lengths')
+
+  @functools.cached_property
+  def by_length(self) -> np.ndarray:
+    return self._mapped('by_length')
+
+  @functools.cached_property
+  def _readers(self) -> dict:
+    return {}
+
+  def _mapped(self, name: str) -> np.ndarray:
+    path = self._index[name]
+    try:
+      return np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError) as error:
+      raise _damaged(path, error, self._folder) from error
+
+  def _reader(self, shard: int):
+    if shard not in self._readers:
+      self._readers[shard] = _open_shard(
+        self._paths[shard], self._sizes[shard], self._folder
+      )
+    return self._readers[shard]
+
+  def many(self, numbers: Sequence[int]) -> list[np.ndarray]:
+    """Returns the residues of each, [L] uint8.
+
+    Raises:
+      ValueError: a shard is missing or damaged; names shard and record.
+    """
+    numbers = np.asarray(numbers, np.int64)
+    shard_of = np.searchsorted(self._starts, numbers, side='right') - 1
+    found = [None] * len(numbers)
+    for shard in np.unique(shard_of).tolist():
+      (places,) = np.nonzero(shard_of == shard)
+      records = (numbers[places] - self._starts[shard]).tolist()
+      reader, path = self._reader(shard), self._paths[shard]
+      raw = _read(reader, path, records, self._folder)
+      for place, number, protein in zip(
+        places.tolist(),
+        numbers[places].tolist(),
+        _decoded(path, raw, self._folder, records),
+        strict=True,
+      ):
+        if len(protein.sequence) != self.lengths[number]:
+          where = f'{path}, record {number - self._starts[shard]}'
+          raise _damaged(where, 'another length than prepared', self._folder)
+        found[place] = vocab.encode(protein.sequence)
+    return found
+
+
+def open_store(builder, split: str) -> MemoryStore | DiskStore:
+  """Returns the sequences of a split, in memory if they are few enough.
+
+  Raises:
+    ValueError: no such split, or a file is missing, damaged or changed.
+  """
+  if _content(builder, split)['num_residues'] <= MAX_RESIDUES_IN_MEMORY:
+    return MemoryStore(load_proteins(builder, split))
+  return DiskStore(builder, split)
+
+
+def index_path(folder, split: str, name: str) -> pathlib.Path:
+  """Where preparation writes the lengths of a split, or their order."""
+  return pathlib.Path(folder, f'{split}-{name}.npy')
+
+
+def _content(builder, split: str) -> dict:
   content = builder.info.metadata['content']
   if split not in content:
     raise ValueError(
       f'{builder.info.full_name} has no split {split!r}; it has '
       f'{", ".join(content)}.'
     )
-  members = []
+  return content[split]
+
+
+def _shards(builder, split: str) -> Iterator[tuple[str, int]]:
+  """Yields the path and the number of records of each shard."""
   info = builder.info.splits[split]
-  for path, size in zip(info.filepaths, info.shard_lengths, strict=True):
-    for number, raw in enumerate(_read_shard(path, size, builder)):
-      try:
-        example = builder.info.features.deserialize_example_np(raw)
-        members.append(to_protein(example))
-      except Exception as error:
-        raise _damaged(f'{path}, record {number}', error, builder) from error
-  if content_hash(members) != content[split]['sha256']:
-    raise _damaged(
-      builder.data_dir,
-      f'the proteins of split {split!r} are not those that were prepared',
-      builder,
-    )
-  return _flatten(members)
+  yield from zip(map(str, info.filepaths), info.shard_lengths, strict=True)
 
 
-def _read_shard(path, size: int, builder) -> list[bytes]:
-  """Reads all records of one ArrayRecord file."""
+def _open_shard(path: str, size: int, folder):
+  """Returns a reader of one ArrayRecord file of so many records."""
   from array_record.python import array_record_module
 
+  reader = array_record_module.ArrayRecordReader(path)
+  found = reader.num_records()
+  if found == size:
+    return reader
+  why = f'{found} records, not {size}'
   try:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-      records = reader.read_all()
-    finally:
-      reader.close()
+    reader.close()  # raises what opening the file did not
   except (RuntimeError, IndexError) as error:
-    raise _damaged(path, error, builder) from error
-  if len(records) != size:
-    raise _damaged(path, f'{len(records)} records, not {size}', builder)
-  return records
+    why = error
+  raise _damaged(path, why, folder)
 
 
-def _damaged(where, why, builder) -> ValueError:
+def _read_shard(path: str, size: int, builder) -> list[bytes]:
+  """Reads all records of one ArrayRecord file."""
+  reader = _open_shard(path, size, builder.data_dir)
+  try:
+    return reader.read_all()
+  except (RuntimeError, IndexError):
+    return _read(reader, path, range(size), builder.data_dir)
+
+
+def _read(reader, path: str, records: Sequence[int], folder) -> list[bytes]:
+  """Reads records by number, and names the first one that is damaged."""
+  try:
+    return reader.read(list(records))
+  except (RuntimeError, IndexError) as error:
+    for number in records:
+      try:
+        reader.read([number])
+      except (RuntimeError, IndexError) as its_error:
+        where = f'{path}, record {number}'
+        raise _damaged(where, its_error, folder) from its_error
+    raise _damaged(path, error, folder) from error
+
+
+def _decoded(path: str, raw: list[bytes], folder, records=None) -> Iterator:
+  """Yields the proteins of records; names one that holds something else."""
+  from protein_lm.datasets import record
+
+  for place, data in enumerate(raw):
+    try:
+      yield record.from_bytes(data)
+    except Exception as error:
+      number = place if records is None else records[place]
+      where = f'{path}, record {number}'
+      raise _damaged(where, error, folder) from error
+
+
+def _damaged(where, why, folder) -> ValueError:
   return ValueError(
     f'{where} cannot be read as it was prepared ({str(why)[:200]}); delete '
-    f'{builder.data_dir} and prepare again.'
+    f'{folder} and prepare again.'
   )
 
 
@@ -134,6 +305,7 @@ def _flatten(members: list) -> Proteins:
   proteins = from_sequences({member.id: member.sequence for member in members})
   for index, member in enumerate(members):
     proteins.pure[index] = member.pure
+    proteins.nearest_train_share[index] = member.nearest_train_share
     first = proteins.offsets[index]
     for start, end in member.envelopes:
       proteins.held_out[first + start - 1 : first + end] = True

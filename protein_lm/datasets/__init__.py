@@ -6,5 +6,8 @@ here and a line there.
 
 BUILDERS = {
   'human_swissprot': 'HumanSwissprot',
+  'human_proteome': 'HumanProteome',
   'fasta': 'Fasta',
+  'parquet': 'Parquet',
+  'uniprot': 'Uniprot',
 }

@@ -10,12 +10,12 @@ sequences.
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 
-from protein_lm import vocab
+from protein_lm.datasets.words import words_of
 
-WORD = 8
 MIN_SHARED = 5
 MIN_SHARED_FRACTION = 0.1
 # Up to here clusters are made by 8-mers, above it each sequence is its own.
@@ -23,31 +23,24 @@ MAX_SEQUENCES = 100_000
 # A word in more sequences than this (a tag, a linker) no longer links every
 # pair of them, only neighbours in the file; in human Swiss-Prot at most 333.
 MAX_OWNERS = 2_000
+# A cluster with more of the residues is train's, whatever its hash.
+MAX_SPLIT_FRACTION = 0.05
 _MAX_PAIRS = 5_000_000  # compared at a time, to bound the memory
 
 SPLIT_FRACTIONS = {'train': 0.9, 'validation': 0.05, 'test': 0.05}
 
 
 def _words(sequences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the words and their owners, sorted by word, then owner."""
-  size = len(sequences)
-  ids_L = vocab.encode(''.join(sequences))
-  lengths_S = np.array([len(sequence) for sequence in sequences], np.int64)
-  # The word at each place of all sequences, one after another.
-  num_places = max(len(ids_L) - WORD + 1, 0)
-  word_L = np.zeros(num_places, np.int64)
-  for shift in range(WORD if num_places else 0):
-    word_L *= len(vocab.RESIDUES)
-    word_L += ids_L[shift : shift + num_places]
-  owner_L = np.repeat(np.arange(size, dtype=np.int32), lengths_S)
-  is_inside_L = owner_L[:num_places] == owner_L[len(ids_L) - num_places :]
+  """Returns the distinct words of each sequence and their owners, sorted by
+  word, then owner."""
+  size = max(len(sequences), 1)
+  code_N, owner_N = words_of(sequences)
   # One number holds both (56 bits), which sorts fastest.
-  word_L *= size
-  word_L += owner_L[:num_places]
-  code_N = word_L[is_inside_L]
+  code_N *= size
+  code_N += owner_N
   code_N.sort()
   code_N = code_N[np.diff(code_N, prepend=-1) > 0]
-  return np.divmod(code_N, max(size, 1))
+  return np.divmod(code_N, size)
 
 
 def _links(first_P, second_P, num_words_S) -> np.ndarray:
@@ -133,36 +126,49 @@ def name_clusters(ids: list[str], sequences: list[str]) -> list[str]:
   return [names[component] for component in component_S]
 
 
-def split_of(cluster: str) -> str:
-  """Assigns a cluster to a split, 90/5/5 by the sha256 of its name."""
+def split_of(
+  cluster: str, fractions: Mapping[str, float] = SPLIT_FRACTIONS
+) -> str:
+  """Assigns a cluster to a split by the sha256 of its name.
+
+  Args:
+    cluster: its name.
+    fractions: of the clusters, by split; they sum to 1.
+  """
   digest = hashlib.sha256(cluster.encode()).digest()
   place = int.from_bytes(digest[:8], 'big') / 2**64
-  for split, fraction in SPLIT_FRACTIONS.items():
+  last = ''
+  for split, fraction in fractions.items():
     if place < fraction:
       return split
     place -= fraction
-  return 'test'
+    last = split if fraction else last
+  return last
 
 
-def split_clusters(num_residues: dict[str, int]) -> dict[str, str]:
+def split_clusters(
+  num_residues: Mapping[str, int],
+  fractions: Mapping[str, float] = SPLIT_FRACTIONS,
+) -> dict[str, str]:
   """Assigns each cluster of a small or uneven collection to a split.
 
   By hash as `split_of`, with two exceptions, both functions of the clusters
-  alone. A cluster with more than 10 % of the residues goes to train. A split
+  alone. A cluster with more than 5 % of the residues goes to train. A split
   still empty then takes the smallest cluster (fewest residues, then name) of
   the split that has the most clusters, so that three clusters fill three
   splits; with two, test stays empty, with one, validation too.
 
   Args:
     num_residues: of each cluster, by name.
+    fractions: of the clusters, by split; a split of 0 stays empty.
   """
-  limit = 0.1 * sum(num_residues.values())
+  limit = MAX_SPLIT_FRACTION * sum(num_residues.values())
   split = {
-    name: 'train' if size > limit else split_of(name)
+    name: 'train' if size > limit else split_of(name, fractions)
     for name, size in num_residues.items()
   }
-  for empty in SPLIT_FRACTIONS:
-    members = {name: [] for name in SPLIT_FRACTIONS}
+  for empty in (name for name in fractions if fractions[name]):
+    members = {name: [] for name in fractions}
     for name in sorted(split, key=lambda name: (num_residues[name], name)):
       members[split[name]].append(name)
     richest = max(members, key=lambda name: len(members[name]))

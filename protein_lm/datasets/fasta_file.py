@@ -1,80 +1,87 @@
-"""FASTA files, plain or gzip, and the one policy for the letters in them.
+"""FASTA files, plain or gzip, as blocks of whole records.
 
-A record's letters are upper-cased, one `*` at its end is stripped, J is read as
-X. Blanks and tabs between letters, empty lines, CRLF and CR line ends and a
-UTF-8 byte order mark are accepted. A record that then still holds anything
-beside letters (an internal `*`, a gap, a digit) is skipped, and so is an empty
-one; more than 1 % of records skipped for symbols stops the reading. The same
-sequence again is dropped, the same id with another sequence becomes id-2,
-id-3. Everything is counted, and told with file:line.
+One process reads a file from its start to its end, whatever its size, and cuts
+it between records; others parse the blocks. CRLF and CR line ends, a UTF-8 byte
+order mark, blanks and empty lines are accepted. What becomes of the letters is
+said in letters.py.
 """
 
 import contextlib
 import dataclasses
 import gzip
-import hashlib
 import pathlib
 import re
 import zlib
 from collections.abc import Iterator
 
+from protein_lm.datasets.intake import Block, Intake
+
 SUFFIXES = ('.fasta', '.fa', '.faa', '.fas', '.gz')
-MAX_SYMBOL_FRACTION = 0.01
-_NUM_TOLD = 3  # places printed for each kind of thing that is left out
 _GZIP_MAGIC = b'\x1f\x8b'
-_SYMBOL = re.compile('[^A-Z]')
-_BLANKS = str.maketrans('', '', ' \t')
+_GZIP_RATIO = 3  # a guess, from the size of a file alone
+_BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+_MAX_RECORD_BYTES = 2**28
 _ACCESSION = re.compile(r'(?:sp|tr)\|([^|\s]+)\|')
 _FIELDS = re.compile(r' (?:OS|OX|GN|PE|SV|n|Tax|TaxID|RepID)=')
 _ORGANISM = re.compile(r' (?:OS|Tax)=(.*?)(?= \w+=|$)')
+_ORGANISM_AND_ID = re.compile(
+  r' (?:OS|Tax)=(.*?) (?:OX|TaxID)=(\d{1,9})(?= |$)'
+)
+_TAXONOMY_ID = re.compile(r' (?:OX|TaxID)=(\d{1,9})\b')
 
 
-@dataclasses.dataclass(slots=True)
-class Protein:
-  """One sequence with what is known of it.
+@dataclasses.dataclass(frozen=True)
+class FastaFiles:
+  """FASTA files as one source.
 
-  `envelopes` are held-out domains as (start, end), counted from 1, both ends
-  included; only proteins of the split `ood` have any.
+  Attributes:
+    paths: read in this order.
+    uncertain_mark: records with this text in the header are dropped.
   """
 
-  id: str
-  sequence: str
-  description: str = ''
-  organism: str = ''
-  cluster: str = ''
-  envelopes: tuple[tuple[int, int], ...] = ()
-  pure: bool = False
+  paths: tuple[pathlib.Path, ...]
+  uncertain_mark: str | None = None
+
+  def num_bytes(self) -> int:
+    """About how many bytes of text, told from the sizes of the files."""
+    total = 0
+    for path in self.paths:
+      with readable(path):
+        total += path.stat().st_size * (_GZIP_RATIO if _is_gzip(path) else 1)
+    return total
+
+  def split_of(self, number: int) -> str | None:
+    """None: the files say nothing of splits."""
+    del number
+
+  def blocks(self, number: int, block_bytes: int) -> Iterator[Block]:
+    """Yields a file as blocks of about so many bytes."""
+    return read_blocks(self.paths[number], number, block_bytes)
+
+  def parse(self, block: Block, intake: Intake) -> None:
+    """Hands each record of a block to an intake."""
+    mark = self.uncertain_mark and self.uncertain_mark.encode()
+    line, number = block.first, block.num_before
+    for text in block.content.split(b'\n>'):
+      header, _, raw = text.partition(b'\n')
+      number += 1
+      if mark and mark in header:
+        intake.drop_uncertain()
+      else:
+        header = header.decode('utf-8', 'replace').strip()
+        id_, description, organism, taxonomy_id = parse_header(header)
+        id_ = id_ or f'record_{number}'
+        intake.take(line, id_, description, organism, taxonomy_id, raw)
+      line += text.count(b'\n') + 1
 
 
-@dataclasses.dataclass
-class Tally:
-  """Counts of what was read, changed and left out."""
-
-  counts: dict[str, int] = dataclasses.field(default_factory=dict)
-
-  def tell(self, kind: str, sentence: str) -> None:
-    """Counts one of a kind, and prints the first few."""
-    self.counts[kind] += 1
-    if self.counts[kind] <= _NUM_TOLD:
-      print(f'  {sentence}', flush=True)
-    elif self.counts[kind] == _NUM_TOLD + 1:
-      print(f'  ... more of these: {kind}', flush=True)
-
-  def summary(self) -> str:
-    """Every count in one line."""
-    return ', '.join(f'{n:,} {kind}' for kind, n in self.counts.items())
-
-
-def open_text(path: pathlib.Path):
-  """Opens a plain or gzip file (told by its first bytes) as lines of text."""
+def _is_gzip(path: pathlib.Path) -> bool:
   with open(path, 'rb') as file:
-    zipped = file.read(2) == _GZIP_MAGIC
-  opener = gzip.open if zipped else open
-  return opener(path, 'rt', encoding='utf-8-sig', errors='replace')
+    return file.read(2) == _GZIP_MAGIC
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path):
+def readable(path: pathlib.Path):
   """Turns what a damaged or absent file raises into one sentence."""
   try:
     yield
@@ -88,129 +95,89 @@ def _readable(path: pathlib.Path):
     raise ValueError(f'{path} cannot be read: {reason}.') from error
 
 
-def _raw_records(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
-  """Yields (line number, header, lines of sequence) of each record."""
-  header, start, lines = None, 0, []
-  with open_text(path) as file:
-    for number, line in enumerate(file, 1):
-      if line.startswith('>'):
-        if header is not None:
-          yield start, header, lines
-        header, start, lines = line[1:].strip(), number, []
-      elif header is not None:
-        lines.append(line.rstrip('\n'))
-      elif line.strip():
-        raise ValueError(
-          f'{path}:{number} holds text before the first ">" '
-          f'({line.strip()[:20]!r}), so this is no FASTA file.'
-        )
-  if header is not None:
-    yield start, header, lines
+def _chunks(path: pathlib.Path, num_bytes: int) -> Iterator[bytes]:
+  """Yields a file's text with line ends made one, mark and gzip undone."""
+  with readable(path):
+    opener = gzip.open if _is_gzip(path) else open
+    with opener(path, 'rb') as file:
+      is_first, ends_in_cr = True, False
+      while chunk := file.read(num_bytes):
+        if is_first:
+          chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
+          is_first = False
+        if ends_in_cr:  # what a CR at a chunk's end means is known only now
+          chunk = b'\r' + chunk
+        ends_in_cr = chunk.endswith(b'\r')
+        if ends_in_cr:
+          chunk = chunk[:-1]
+        if b'\r' in chunk:
+          chunk = chunk.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+        yield chunk
+      if ends_in_cr:
+        yield b'\n'
 
 
-def _first_symbol(start: int, lines: list[str]) -> tuple[int, str]:
-  """The line number and the first symbol that is neither letter nor blank."""
-  for number, line in enumerate(lines, start + 1):
-    for symbol in line.translate(_BLANKS):
-      if not (symbol.isascii() and symbol.isalpha()):
-        return number, symbol
-  raise AssertionError('a record without symbols was taken for one with some')
+def read_blocks(
+  path: pathlib.Path, number: int, block_bytes: int
+) -> Iterator[Block]:
+  """Cuts a file between records.
 
-
-def _parse_header(header: str) -> tuple[str, str, str]:
-  """Returns id (the accession in UniProt's headers), description, organism."""
-  id_, rest = [*header.split(maxsplit=1), '', ''][:2]
-  accession = _ACCESSION.match(id_)
-  organism = _ORGANISM.search(header)
-  description = _FIELDS.split(f' {rest}', maxsplit=1)[0].strip()
-  return (
-    accession[1] if accession else id_,
-    description,
-    organism[1] if organism else '',
-  )
-
-
-def _distinct(id_: str, taken: dict[str, int]) -> str:
-  """The first of id-2, id-3 ... that is free.
-
-  Args:
-    id_: one that is taken.
-    taken: the ids so far, with the last number tried for each.
-  """
-  while (candidate := f'{id_}-{taken[id_] + 1}') in taken:
-    taken[id_] += 1
-  taken[id_] += 1
-  return candidate
-
-
-def read_fasta(
-  path: pathlib.Path, tally: Tally, is_uncertain=lambda header: False
-) -> Iterator[Protein]:
-  """Yields the distinct proteins of a file, in order, by the letter policy.
-
-  Args:
-    path: a FASTA file, plain or gzip.
-    tally: is told every count.
-    is_uncertain: says of a header whether to drop its record.
+  The content of a block is its first record without `>`, and so on, joined by
+  `\\n>`.
 
   Raises:
-    ValueError: the file is absent, damaged, no FASTA, holds no protein, or has
-      symbols in more than 1 % of its records; says where.
+    ValueError: the file cannot be read, or holds text before the first record,
+      or a record of more than 256 MB.
   """
-  counts = tally.counts
-  counts['records read'] = 0
-  counts['empty skipped'] = counts['with symbols skipped'] = 0
-  counts['uncertain dropped'] = counts['duplicates dropped'] = 0
-  counts['ids made distinct'] = counts['terminal * stripped'] = 0
-  counts['J read as X'] = counts['kept'] = 0
-  first_symbol = ''
-  ids, sequences = {}, set()
-  with _readable(path):
-    for start, header, lines in _raw_records(path):
-      counts['records read'] += 1
-      id_, description, organism = _parse_header(header)
-      id_ = id_ or f'record_{counts["records read"]}'
-      if is_uncertain(header):
-        counts['uncertain dropped'] += 1
-        continue
-      sequence = ''.join(lines).translate(_BLANKS)
-      if sequence.endswith('*'):
-        sequence = sequence[:-1]
-        counts['terminal * stripped'] += 1
-      if sequence.isascii():  # else upper() would turn some symbols to letters
-        sequence = sequence.upper()
-      if _SYMBOL.search(sequence):
-        # The stripped * is last, so it is found only if another one stands.
-        number, symbol = _first_symbol(start, lines)
-        place = f'{path}:{number}: {symbol!r} in record {id_}'
-        first_symbol = first_symbol or place
-        tally.tell('with symbols skipped', f'{place}, skipped')
-        continue
-      if not sequence:
-        tally.tell('empty skipped', f'{path}:{start}: empty record {id_}')
-        continue
-      digest = hashlib.blake2b(sequence.encode(), digest_size=16).digest()
-      if digest in sequences:
-        counts['duplicates dropped'] += 1
-        continue
-      sequences.add(digest)
-      if id_ in ids:
-        id_, same = _distinct(id_, ids), id_
-        tally.tell(
-          'ids made distinct', f'{path}:{start}: id {same} again, now {id_}'
+  rest, line, num_before, is_started = b'', 1, 0, False
+  for chunk in _chunks(path, block_bytes):
+    rest += chunk
+    if not is_started:
+      text = rest.lstrip(b' \t\n')
+      line += rest.count(b'\n', 0, len(rest) - len(text))
+      rest, is_started = text[1:], bool(text)
+      if text and not text.startswith(b'>'):
+        start = text[:80].split(b'\n')[0].decode('utf-8', 'replace')
+        raise ValueError(
+          f'{path}:{line} holds text before the first ">" '
+          f'({start.strip()[:20]!r}), so this is no FASTA file.'
         )
-      ids[id_] = 1
-      counts['J read as X'] += sequence.count('J')
-      counts['kept'] += 1
-      yield Protein(id_, sequence.replace('J', 'X'), description, organism)
-  num_read, num_bad = counts['records read'], counts['with symbols skipped']
-  if num_bad > MAX_SYMBOL_FRACTION * num_read:
-    raise ValueError(
-      f'{num_bad:,} of {num_read:,} records ({num_bad / num_read:.1%}) hold '
-      f'symbols that are no residues, first {first_symbol}; at most '
-      f'{MAX_SYMBOL_FRACTION:.0%} may, so correct or remove these records.'
-    )
-  if not counts['kept']:
-    raise ValueError(
-      f'{path} holds no protein ({tally.summary()}); is it a FASTA file?'
-    )
+    cut = rest.rfind(b'\n>')
+    if cut >= 0:
+      block = Block(number, str(path), line, num_before, rest[:cut])
+      yield block
+      line += block.content.count(b'\n') + 1
+      num_before += block.content.count(b'\n>') + 1
+      rest = rest[cut + 2 :]
+    if len(rest) > _MAX_RECORD_BYTES:
+      raise ValueError(
+        f'{path}:{line} begins a record of more than '
+        f'{_MAX_RECORD_BYTES // 2**20} MB, so this is no file of proteins.'
+      )
+  if is_started:
+    yield Block(number, str(path), line, num_before, rest)
+
+
+def parse_header(header: str) -> tuple[str, str, str, int]:
+  """Returns id (the accession in UniProt's headers), description, organism
+  and taxonomy id of a header without its `>`."""
+  id_, _, rest = header.partition(' ')
+  if '\t' in id_ or not id_:  # any blank ends the id
+    id_, rest = [*header.split(maxsplit=1), '', ''][:2]
+  accession = _ACCESSION.match(id_)
+  id_ = accession[1] if accession else id_
+  if '=' not in rest:
+    return id_, rest.strip(), '', 0
+  rest = f' {rest}'
+  both = _ORGANISM_AND_ID.search(rest)  # as UniProt writes them, fastest
+  if both:
+    description = rest[: both.start()]
+    organism, taxonomy_id = both.groups()
+  else:
+    description = rest
+    organism, taxonomy_id = _ORGANISM.search(rest), _TAXONOMY_ID.search(rest)
+    organism = organism[1] if organism else ''
+    taxonomy_id = taxonomy_id[1] if taxonomy_id else 0
+  if '=' in description:
+    description = _FIELDS.split(description, maxsplit=1)[0]
+  return id_, description.strip(), organism, int(taxonomy_id)

@@ -9,78 +9,71 @@ here). A cluster that holds an ood protein belongs to no other split: its other
 members are dropped.
 """
 
-import hashlib
+import dataclasses
 import importlib.util
 import pathlib
 
-from protein_lm.datasets import builder, clusters, held_out
-from protein_lm.datasets.fasta_file import Protein, Tally, read_fasta
-
-FILE = pathlib.Path('resources', 'uniprot_sprot_human.fasta.gz')
-SHA256 = 'abc81cfdb1b21a85ccc9fc7a7aeea711018dcf203f47cb178b33a9eb014b66ae'
+from protein_lm.datasets import builder, held_out, letters, splits
+from protein_lm.datasets.fasta_file import FastaFiles
 
 
-def find_file() -> pathlib.Path:
-  """Returns promb's file, without importing promb, its sha256 verified."""
+def find_file(name: str, sha256: str, data_set: str) -> pathlib.Path:
+  """Returns a file of promb, without importing promb, its sha256 verified."""
   spec = importlib.util.find_spec('promb')
   if spec is None:
     raise ValueError(
-      'human_swissprot needs the package promb, which holds its sequences: '
+      f'{data_set} needs the package promb, which holds its sequences: '
       'pip install promb==1.0.2 (or the extra quickstart), or train on your '
       "own file with data.source = 'my.fasta.gz'."
     )
-  path = pathlib.Path(spec.submodule_search_locations[0], FILE)
+  path = pathlib.Path(spec.submodule_search_locations[0], 'resources', name)
   if not path.is_file():
     raise ValueError(
       f'{path} is missing from the package promb; reinstall it: '
       'pip install --force-reinstall promb==1.0.2.'
     )
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  if digest != SHA256:
+  digest = splits.file_hash(path)
+  if digest != sha256:
     raise ValueError(
-      f'{path} has sha256 {digest}, not {SHA256}; reinstall the version that '
+      f'{path} has sha256 {digest}, not {sha256}; reinstall the version that '
       'was tested: pip install --force-reinstall promb==1.0.2.'
     )
   return path
 
 
-class HumanSwissprot(builder.ProteinBuilder):
+class HumanProteins(builder.ProteinBuilder, skip_registration=True):
+  """A file of promb, prepared by rules that nothing changes."""
+
+  HOMEPAGE = 'https://www.uniprot.org'
+  LICENSE = 'Sequences: UniProt, CC BY 4.0. Domains: Pfam, CC0.'
+  FILE: str
+  SHA256: str
+  MAX_CLUSTER_FRACTION = splits.DEFAULT.max_cluster_fraction
+
+  def __init__(self, **kwargs):
+    if (letters.LetterPolicy(), splits.SplitRule()) != (
+      letters.DEFAULT,
+      splits.DEFAULT,
+    ):
+      raise ValueError(
+        f'{self.name} has its own splits and letters; bind splits and letters '
+        'in gin for a file of your own only.'
+      )
+    rule = dataclasses.replace(
+      splits.DEFAULT,
+      family_table=str(held_out.TABLE),
+      max_cluster_fraction=self.MAX_CLUSTER_FRACTION,
+    )
+    super().__init__(rule=rule, policy=letters.DEFAULT, **kwargs)
+
+  def make_source(self) -> FastaFiles:
+    path = find_file(self.FILE, self.SHA256, self.name)
+    return FastaFiles((path,), uncertain_mark=' PE=5')
+
+
+class HumanSwissprot(HumanProteins):
   """Human Swiss-Prot in train, validation, test and ood."""
 
   DESCRIPTION = 'Human proteins of Swiss-Prot, split by 8-mer clusters.'
-  HOMEPAGE = 'https://www.uniprot.org'
-  LICENSE = 'Sequences: UniProt, CC BY 4.0. Domains: Pfam, CC0.'
-
-  def make_splits(self, tally: Tally) -> dict[str, list[Protein]]:
-    path = find_file()
-    print(f'reading {path}', flush=True)
-    proteins = list(read_fasta(path, tally, lambda header: 'PE=5' in header))
-    print(f'clustering {len(proteins):,} sequences by 8-mers', flush=True)
-    ids = [protein.id for protein in proteins]
-    names = clusters.name_clusters(ids, [p.sequence for p in proteins])
-    held = held_out.hold_out(held_out.read_domains())
-    print(
-      f'holding out {len(held.groups)} groups of {len(held.families)} families '
-      f'in {len(held.envelopes):,} proteins ({len(held.pure)} pure) in all',
-      flush=True,
-    )
-    blocked = {
-      name
-      for id_, name in zip(ids, names, strict=True)
-      if id_ in held.envelopes
-    }
-    splits = {'train': [], 'validation': [], 'test': [], 'ood': []}
-    num_neighbours = 0
-    for protein, cluster in zip(proteins, names, strict=True):
-      protein.cluster = cluster
-      if protein.id in held.envelopes:
-        protein.envelopes = held.envelopes[protein.id]
-        protein.pure = protein.id in held.pure
-        splits['ood'].append(protein)
-      elif cluster in blocked:
-        num_neighbours += 1
-      else:
-        splits[clusters.split_of(cluster)].append(protein)
-    tally.counts['kept'] -= num_neighbours
-    tally.counts['neighbours of ood dropped'] = num_neighbours
-    return splits
+  FILE = 'uniprot_sprot_human.fasta.gz'
+  SHA256 = 'abc81cfdb1b21a85ccc9fc7a7aeea711018dcf203f47cb178b33a9eb014b66ae'

@@ -1,13 +1,14 @@
-"""Batches: a function of seed and step; every residue evaluated once."""
+"""The data of a run: sources, arguments, batches by seed and step."""
 
 import itertools
+import json
+import math
 
 import gin
 import numpy as np
 import pytest
 
 from protein_lm import data, vocab
-from protein_lm.proteins import from_sequences
 
 LETTERS = 'ACDEFGHIKLMNPQRSTVWYUBXZ'
 
@@ -55,6 +56,13 @@ def segments(batch):
       )
 
 
+def open_fasta(work_dir, name='my.fasta', **kwargs):
+  source = str(work_dir / name)
+  return data.open_data(
+    work_dir, source, **{'max_len': 64, 'batch_size': 4} | kwargs
+  )
+
+
 def assert_equal(one, other):
   for array, expected in zip(one, other, strict=True):
     assert array.dtype == expected.dtype
@@ -78,7 +86,7 @@ def test_an_epoch_shows_each_protein_once(layout, request):
     vocab.decode(train.residues[a:b])
     for a, b in itertools.pairwise(train.offsets)
   }
-  num_rows = opened.epochs.plan.num_rows
+  num_rows = round(4 * opened.steps_per_epoch)
   steps = -(-num_rows // 4)
   rows = [opened.train_batch(3, step) for step in range(steps)]
   epoch = data.Batch(
@@ -108,26 +116,9 @@ def test_bos_and_eos_stand_only_at_true_ends(opened):
   assert crops > 10
 
 
-def test_positions_restart_and_padding_is_empty(opened):
-  batch = opened.train_batch(0, 5)
-  for tokens, positions in segments(batch):
-    np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-  empty = batch.segment_ids == 0
-  assert (batch.tokens[empty] == vocab.PAD_ID).all()
-  assert (batch.tokens[~empty] != vocab.PAD_ID).all()
-  assert not batch.positions[empty].any() and not batch.weights[empty].any()
-
-
-def test_weights_count_residues_and_eos(opened):
-  batch = opened.train_batch(0, 7)
-  counted = {vocab.decode([t]) for t in batch.tokens[batch.weights == 1]}
-  others = {vocab.decode([t]) for t in batch.tokens[batch.weights == 0]}
-  assert counted == set('ACDEFGHIKLMNPQRSTVWYU>') and others <= set('BXZ<_')
-
-
 def test_padded_rows_hold_one_protein(padded):
   assert padded.train_batch(0, 0).segment_ids.max() == 1
-  assert padded.epochs.plan.num_rows == padded.splits['train'][0]
+  assert padded.steps_per_epoch == padded.splits['train'][0] / 4
 
 
 @pytest.mark.parametrize('start', [0, 37])
@@ -146,101 +137,128 @@ def test_batches_do_not_depend_on_what_was_made_before(opened, work_dir):
   assert not np.array_equal(opened.train_batch(2, 1000).tokens, expected.tokens)
 
 
-def test_rows_flow_on_whatever_the_batch_size(opened, work_dir):
-  wide = data.open_data(work_dir, str(work_dir / 'my.fasta'), 64, 12)
-  three = [opened.train_batch(0, step) for step in range(30, 33)]
-  joined = data.Batch(*map(np.concatenate, zip(*three, strict=True)))
-  assert_equal(wide.train_batch(0, 10), joined)
+@pytest.mark.parametrize(
+  'change, shapes',
+  [
+    ({}, {(4, 64)}),
+    ({'layout': 'padded', 'buckets': [16, 64]}, {(16, 16), (4, 64)}),
+    ({'layout': 'concatenated', 'attend_across_proteins': True}, {(4, 64)}),
+    ({'directions': 'both'}, {(4, 64)}),
+  ],
+)
+def test_arguments_reach_the_batches(opened, work_dir, change, shapes):
+  changed = open_fasta(work_dir, **change)
+  batches = [changed.train_batch(0, step) for step in range(20)]
+  assert {batch.tokens.shape for batch in batches} == shapes
+  first = opened.train_batch(0, 0).tokens
+  assert np.array_equal(batches[0].tokens, first) == (not change)
 
 
-def test_tokens_per_epoch_is_what_a_causal_model_is_scored_on(opened):
-  num_rows = opened.epochs.plan.num_rows
-  steps = range(num_rows)  # four epochs of rows
-  total = 0
-  for step in steps:
-    batch = opened.train_batch(0, step)
-    total += (batch.weights * (batch.positions > 0)).sum()
-  assert opened.steps_per_epoch == num_rows / 4
-  # B, X and Z inside crops are not taken off: at most 3/24 of those tokens.
-  assert 0.9 * opened.tokens_per_epoch < total / 4 <= opened.tokens_per_epoch
+def test_some_rows_of_a_batch(opened):
+  whole = opened.train_batch(0, 3)
+  part = opened.train_batch(0, 3, rows=slice(1, 3))
+  assert_equal(part, data.Batch(*(array[1:3] for array in whole)))
 
 
-# Evaluation
+def test_settings_name_what_changes_batches(opened, work_dir):
+  padded = open_fasta(work_dir, layout='padded', buckets=(16, 64))
+  changed = {
+    name: value
+    for name, value in padded.settings.items()
+    if value != opened.settings[name]
+  }
+  assert changed == {'data.layout': 'padded', 'data.buckets': [16, 64]}
+  assert json.loads(json.dumps(padded.settings)) == padded.settings
 
 
-def scored(batches):
-  """(protein, residue) -> token of all tokens with weight, each once."""
-  found = {}
-  for eval_batch in batches:
-    for b, l in np.argwhere(eval_batch.batch.weights > 0):
-      place = eval_batch.protein_BL[b, l], eval_batch.residue_BL[b, l]
-      assert place not in found
-      found[place] = eval_batch.batch.tokens[b, l]
-  return found
+def test_old_checkpoints_had_what_are_the_defaults(opened):
+  assert opened.settings.keys() > data.SETTING_DEFAULTS.keys()
+  new = {**opened.settings, 'data.order': 1}
+  assert new == {**new, **data.SETTING_DEFAULTS}
 
 
-@pytest.mark.parametrize('max_len', [8, 9, 63, 64, 128])
-@pytest.mark.parametrize('batch_size', [1, 5])
-def test_every_residue_is_scored_once(opened, max_len, batch_size):
-  proteins = from_sequences(
-    random_sequences(20, 100)
-    | {'one': 'M', 'six': 'MKVLAC', 'seven': 'MKVLACD'}
+# Mixtures
+
+
+@pytest.fixture(scope='module')
+def mixture(work_dir):
+  """my.fasta, and another with its test proteins beside relatives of them.
+
+  Relatives make other clusters, of which most go to train.
+  """
+  test = open_fasta(work_dir).proteins('test')
+  sequences = random_sequences(99, 60, 1)
+  for id_, (a, b) in zip(
+    test.ids, itertools.pairwise(test.offsets), strict=True
+  ):
+    sequences[id_] = vocab.decode(test.residues[a:b])
+    sequences[f'a{id_}'] = 'MKVLAC' + sequences[id_]
+  text = ''.join(f'>{id_}\n{s}\n' for id_, s in sequences.items())
+  (work_dir / 'other.fasta').write_text(text)
+  return str(work_dir / 'my.fasta'), str(work_dir / 'other.fasta')
+
+
+def test_sequences_in_train_and_test_of_two_sources_are_counted(
+  mixture, work_dir, capsys
+):
+  opened = data.open_data(work_dir, mixture)
+  (line,) = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if 'made apart' in line
+  ]
+  alone = [data.open_data(work_dir, source) for source in mixture]
+  trained, held_out = [], []
+  for one in alone:
+    split = {name: sequences_of(one.proteins(name)) for name in one.splits}
+    trained.append(split.pop('train'))
+    held_out.append(set().union(*split.values()))
+  shared = len(held_out[0] & trained[1]) + len(held_out[1] & trained[0])
+  assert shared > 0 and f' {shared} sequences of validation' in line
+  assert opened.name == ' + '.join(one.name for one in alone)
+
+
+def sequences_of(proteins):
+  return {
+    vocab.decode(proteins.residues[a:b])
+    for a, b in itertools.pairwise(proteins.offsets)
+  }
+
+
+def test_a_mixture_has_the_proteins_of_all_sources(mixture, work_dir):
+  opened = data.open_data(work_dir, mixture)
+  alone = [data.open_data(work_dir, source) for source in mixture]
+  for split in ('train', 'test'):
+    joined = opened.proteins(split)
+    counts = [one.splits[split] for one in alone]
+    sums = tuple(sum(x) for x in zip(*counts, strict=True))
+    assert opened.splits[split] == sums == (len(joined), len(joined.residues))
+    assert len(set(joined.ids)) == len(joined)
+
+
+def test_a_mixtures_fingerprint_is_of_all_sources(mixture, work_dir):
+  prints = {
+    data.open_data(work_dir, source).fingerprint
+    for source in (*mixture, mixture, mixture[::-1])
+  }
+  assert len(prints) == 4
+
+
+def test_weights_change_the_mixture(mixture, work_dir):
+  even = data.open_data(work_dir, mixture)
+  uneven = data.open_data(work_dir, mixture, weights=(1, 5))
+  assert uneven.settings['data.weights'] == [1, 5]
+  assert even.steps_per_epoch == uneven.steps_per_epoch
+  assert not np.array_equal(
+    even.train_batch(0, 0).tokens, uneven.train_batch(0, 0).tokens
   )
-  batches = opened.eval_batches(proteins, batch_size, max_len)
-  expected = {}
-  for p, (a, b) in enumerate(itertools.pairwise(proteins.offsets)):
-    tokens = [*proteins.residues[a:b], vocab.EOS_ID]
-    for index, token in enumerate(tokens):
-      if token not in vocab.UNCOUNTED_IDS:
-        expected[p, index] = token
-  assert scored(batches) == expected
-  assert {b.batch.tokens.shape for b in batches} == {(batch_size, max_len)}
 
 
-def test_a_window_scores_only_what_is_new_with_context(opened):
-  proteins = from_sequences({'long': 'M' * 100})
-  seen = -1
-  windows = []
-  for eval_batch in opened.eval_batches(proteins, 1, 20):
-    batch = eval_batch.batch
-    for segment in range(1, batch.segment_ids.max() + 1):
-      inside = batch.segment_ids == segment
-      windows.append((eval_batch.residue_BL[inside], batch.weights[inside] > 0))
-  windows.sort(key=lambda window: window[0][-1])
-  for number, (residues, scored) in enumerate(windows):
-    assert (np.diff(residues) == 1).all()
-    assert residues[0] == number * 10 - 1
-    assert residues[scored][0] == seen + 1
-    assert number == 0 or scored.argmax() == 10
-    seen = residues[-1]
-  assert seen == 100
-
-
-def test_evaluation_says_where_its_tokens_are_from(opened):
-  proteins = from_sequences(random_sequences(9, 40))
-  (eval_batch,) = opened.eval_batches(proteins, 64, 64)
-  batch, protein_BL, residue_BL = eval_batch
-  assert_equal(
-    (protein_BL == -1, batch.tokens == vocab.PAD_ID),
-    (batch.segment_ids == 0, batch.segment_ids == 0),
-  )
-  assert (residue_BL[batch.tokens == vocab.PAD_ID] == -1).all()
-  assert (residue_BL[batch.tokens == vocab.BOS_ID] == -1).all()
-  eos = batch.tokens == vocab.EOS_ID
-  assert (residue_BL[eos] == proteins.lengths[protein_BL[eos]]).all()
-  inside = residue_BL >= 0
-  inside &= ~eos
-  flat = proteins.offsets[protein_BL[inside]] + residue_BL[inside]
-  np.testing.assert_array_equal(batch.tokens[inside], proteins.residues[flat])
-
-
-def test_batches_of_evaluation_can_be_indexed_and_counted(opened):
-  batches = opened.eval_batches(opened.proteins('validation'), 2)
-  assert len(list(batches)) == len(batches) > 1
-  assert_equal(batches[-1].batch, list(batches)[-1].batch)
-  assert len(batches[:2]) == 2
-  with pytest.raises(IndexError):
-    batches[len(batches)]
+def test_one_file_under_two_names_is_no_mixture(work_dir, tmp_path):
+  (tmp_path / 'my.fasta').write_text((work_dir / 'my.fasta').read_text())
+  sources = str(work_dir / 'my.fasta'), str(tmp_path / 'my.fasta')
+  with pytest.raises(ValueError, match='data.source names fasta/my.* twice'):
+    data.open_data(work_dir, sources)
 
 
 # The data set
@@ -278,38 +296,56 @@ def test_gin_binds_the_published_names(work_dir):
     'data.batch_size = 3',
     'data.max_len = 32',
     "data.layout = 'padded'",
+    'data.buckets = (16, 32)',
+    "data.directions = 'both'",
+    'data.num_workers = 2',
   ]
   with gin.unlock_config():
     gin.parse_config(bindings)
   try:
-    assert data.open_data(work_dir).train_batch(0, 0).tokens.shape == (3, 32)
+    opened = data.open_data(work_dir)
+    assert opened.train_batch(0, 0).tokens.shape in {(3, 32), (6, 16)}
+    assert opened.directions == 'both' and opened.num_workers == 2
   finally:
     gin.clear_config()
 
 
 @pytest.mark.parametrize(
-  'argument, value, told',
+  'change, told',
   [
+    ({'batch_size': 0}, 'batch_size must be .* at least 1, got 0'),
+    ({'batch_size': 2.0}, 'batch_size must be a whole number'),
+    ({'batch_size': True}, 'batch_size must be a whole number'),
+    ({'max_len': 7}, 'max_len must be a whole number, at least 8, got 7'),
+    ({'max_len': '512'}, 'max_len must be a whole number'),
+    ({'num_workers': -1}, 'num_workers must be a whole number, at least 0'),
+    ({'layout': 'bucket'}, "layout must be 'packed', 'padded' or 'concat.*'"),
+    ({'directions': 'back'}, "directions must be 'forward' or 'both', got"),
+    ({'source': 'human_swisprot'}, "source.*mean 'human_swissprot'"),
+    ({'source': 'no.fasta'}, 'source.*no.fasta.*no such file'),
+    ({'source': 3}, 'source must be'),
+    ({'source': ()}, 'source must be'),
+    ({'source': ('a', 'b', 'a')}, "source names 'a' twice; name it once"),
+    ({'source': ('a', 'b'), 'weights': (1,)}, r'weights must be a tuple of 2'),
+    ({'source': ('a', 'b'), 'weights': (1, 0)}, 'weights must be positive'),
+    ({'weights': (1, math.nan), 'source': ('a', 'b')}, 'weights.*positive'),
+    ({'weights': 1.0}, 'weights must be a tuple of 1'),
+    ({'buckets': (64, 512)}, "buckets = .*goes with data.layout = 'padded'"),
+    ({'buckets': (512, 64)}, 'buckets must ascend to data.max_len = 512'),
+    ({'buckets': (64, 128)}, 'buckets must ascend to data.max_len = 512'),
+    ({'buckets': (2, 512)}, 'buckets must be a tuple of whole numbers, at'),
     (
-      'batch_size',
-      0,
-      'data.batch_size must be a whole number, at least 1, got 0',
+      {'source': ('a', 'b'), 'buckets': (512,), 'layout': 'padded'},
+      'buckets = .*goes with one data.source, got 2',
     ),
-    ('batch_size', 2.0, 'data.batch_size'),
-    ('batch_size', True, 'data.batch_size'),
-    ('max_len', 7, 'data.max_len must be a whole number, at least 8, got 7'),
-    ('max_len', '512', 'data.max_len'),
-    ('layout', 'bucket', "data.layout must be 'packed' or 'padded'"),
-    ('source', 'human_swisprot', "data.source.*mean 'human_swissprot'"),
-    ('source', 'no.fasta', 'data.source.*no.fasta.*no such file'),
-    ('source', 3, 'data.source must be'),
+    ({'attend_across_proteins': True}, "attend_across_.*'concatenated' alone"),
+    ({'attend_across_proteins': 1}, 'attend_across_proteins must be True or'),
   ],
 )
-def test_wrong_values_are_refused_in_one_sentence(
-  tmp_path, argument, value, told
-):
-  with pytest.raises(ValueError, match=told):
-    data.open_data(tmp_path, **{argument: value})
+def test_wrong_values_are_refused_in_one_sentence(tmp_path, change, told):
+  with pytest.raises(ValueError, match=f'data.{told}') as error:
+    data.open_data(tmp_path, **change)
+  assert str(error.value).split('\n  In call')[0].count('\n') == 0
 
 
 def test_an_unusable_work_dir_is_named(work_dir):

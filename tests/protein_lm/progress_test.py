@@ -1,5 +1,7 @@
 """Sums arrive one step late and add up to the same records after a resume."""
 
+import time
+
 import pytest
 
 from protein_lm.progress import MAX_SKIPPED_STEPS, Progress
@@ -85,3 +87,17 @@ def test_without_a_terminal_a_record_is_a_line(capsys):
   out = capsys.readouterr().out
   assert out.startswith('step 2/10, train loss 0.500')
   assert out.rstrip().endswith('left')
+
+
+def test_the_share_of_the_time_spent_waiting_for_data_is_recorded():
+  with Progress(0, 10, 'causal', {}) as progress:
+    progress.add(sums())
+    progress.add(sums())
+    with progress.waiting_for_data():
+      time.sleep(0.02)
+    progress.add(sums())
+    share = progress.take_record()['train/data_wait_per_sec']
+    progress.add(sums())
+    progress.add(sums())
+    assert 0.5 < share <= 1
+    assert progress.take_record()['train/data_wait_per_sec'] == 0

@@ -103,6 +103,24 @@ def test_split_of_is_90_5_5_and_fixed():
   assert clusters.split_of('c3') == clusters.split_of('c3')
 
 
+@pytest.mark.parametrize(
+  'fractions', [(0.6, 0.3, 0.1), (0.5, 0.0, 0.5), (0.0, 0.7, 0.3), (1.0, 0, 0)]
+)
+def test_split_of_follows_fractions(fractions):
+  wanted = dict(zip(('train', 'validation', 'test'), fractions, strict=True))
+  count = collections.Counter(
+    clusters.split_of(f'c{i}', wanted) for i in range(10_000)
+  )
+  for split, fraction in wanted.items():
+    assert abs(count[split] - 10_000 * fraction) <= 200 * bool(fraction)
+
+
+def test_fractions_that_sum_to_less_by_rounding_lose_no_cluster():
+  wanted = {'train': 0.3, 'validation': 0.3, 'test': 0.0}
+  found = {clusters.split_of(f'c{i}', wanted) for i in range(100)}
+  assert found == {'train', 'validation'}
+
+
 @pytest.mark.parametrize('num_clusters', [1, 2, 3, 4, 20, 1000])
 def test_three_clusters_fill_three_splits(num_clusters):
   sizes = {f'c{i}': 10 + i for i in range(num_clusters)}
@@ -113,11 +131,22 @@ def test_three_clusters_fill_three_splits(num_clusters):
   assert split == clusters.split_clusters(dict(reversed(sizes.items())))
 
 
-def test_large_clusters_go_to_train():
-  sizes = {f'small{i}': 1 for i in range(60)}
-  sizes |= {f'large{i}': 100 for i in range(5)}
-  split = clusters.split_clusters(sizes)
-  assert {split[f'large{i}'] for i in range(5)} == {'train'}
+@pytest.mark.parametrize('size, is_large', [(50, False), (51, True)])
+def test_clusters_above_a_twentieth_go_to_train(size, is_large):
+  sizes = {f'small{i}': 1 for i in range(1_000 - 5 * size)}
+  sizes |= {f'large{i}': size for i in range(5)}
+  split = clusters.split_clusters(sizes, {'train': 0.0, 'test': 1.0})
+  expected = 'train' if is_large else 'test'
+  assert [split[f'large{i}'] for i in range(5)] == [expected] * 5
+  assert {split[name] for name in sizes if 'small' in name} == {'test'}
+
+
+@pytest.mark.parametrize('num_clusters', [1, 2, 3, 20, 1000])
+def test_a_split_of_nothing_stays_empty(num_clusters):
+  sizes = {f'c{i}': 10 + i for i in range(num_clusters)}
+  fractions = {'train': 0.5, 'validation': 0.0, 'test': 0.5}
+  found = set(clusters.split_clusters(sizes, fractions).values())
+  assert found == ({'train'} if num_clusters == 1 else {'train', 'test'})
 
 
 def test_even_collections_are_split_by_hash_alone():

@@ -4,7 +4,10 @@ import gzip
 
 import pytest
 
-from protein_lm.datasets.fasta_file import Tally, read_fasta
+from protein_lm.datasets import fasta_file
+from protein_lm.datasets.collection import read_proteins
+from protein_lm.datasets.fasta_file import FastaFiles, parse_header, read_blocks
+from protein_lm.datasets.intake import Tally
 
 # Enough good records that one bad one is less than 1 %.
 GOOD = ''.join(
@@ -20,7 +23,7 @@ def read(tmp_path):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     tally = Tally()
-    proteins = list(read_fasta(path, tally))
+    proteins = read_proteins(FastaFiles((path,)), tally)
     return {protein.id: protein for protein in proteins}, tally.counts
 
   return read
@@ -118,19 +121,53 @@ def test_a_header_without_id_is_named_by_its_number(read):
   [
     (
       'sp|P1|X_HUMAN 14-3-3 OS=Homo sapiens OX=9606',
-      ('P1', '14-3-3', 'Homo sapiens'),
+      ('P1', '14-3-3', 'Homo sapiens', 9606),
     ),
     (
       'UniRef50_Q2 Tail n=1 Tax=Phage X TaxID=1',
-      ('UniRef50_Q2', 'Tail', 'Phage X'),
+      ('UniRef50_Q2', 'Tail', 'Phage X', 1),
     ),
-    ('my|id\tsome text', ('my|id', 'some text', '')),
-    ('P1', ('P1', '', '')),
+    ('a OX=10 OS=Late', ('a', '', 'Late', 10)),
+    ('a b OS=Only', ('a', 'b', 'Only', 0)),
+    ('a pH=7 is acid', ('a', 'pH=7 is acid', '', 0)),
+    ('a OS=X (strain OX=no) OX=12345678901', ('a', '', 'X (strain', 0)),
+    ('my|id\tsome text', ('my|id', 'some text', '', 0)),
+    ('P1', ('P1', '', '', 0)),
   ],
 )
-def test_headers_give_id_description_organism(read, header, expected):
-  (protein,) = read(f'>{header}\nMKV')[0].values()
-  assert (protein.id, protein.description, protein.organism) == expected
+def test_headers_give_what_uniprot_writes_into_them(header, expected):
+  assert parse_header(header) == expected
+
+
+@pytest.mark.parametrize('end', [b'\n', b'\r\n', b'\r'])
+@pytest.mark.parametrize('block_bytes', [1, 2, 3, 7, 1000])
+def test_blocks_are_whole_records_whatever_their_size(
+  tmp_path, end, block_bytes
+):
+  path = tmp_path / 'my.fasta'
+  lines = b'|>a x>y|MK|V||>b|>c|W|W>W|>d|M'.split(b'|')
+  path.write_bytes(end.join(lines))
+  found = []
+  for block in read_blocks(path, 0, block_bytes):
+    line, number = block.first, block.num_before
+    for text in block.content.split(b'\n>'):
+      found.append((line, number, text.replace(b'\n', b'/')))
+      line, number = line + text.count(b'\n') + 1, number + 1
+  found[-1] = (*found[-1][:2], found[-1][2].rstrip(b'/'))
+  assert found == [
+    (2, 0, b'a x>y/MK/V/'),
+    (6, 1, b'b'),
+    (7, 2, b'c/W/W>W'),
+    (10, 3, b'd/M'),
+  ]
+
+
+def test_a_record_without_end_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(fasta_file, '_MAX_RECORD_BYTES', 100)
+  path = tmp_path / 'genome.fa'
+  path.write_text('>a\nMK\n>chr1\n' + 'ACGT' * 100)
+  with pytest.raises(ValueError, match='genome.fa:3 begins a record of more'):
+    list(read_blocks(path, 0, 64))
 
 
 def test_gzip_is_told_by_content(read):
@@ -165,7 +202,7 @@ def test_a_file_without_proteins_is_an_error(read, text):
 
 def test_an_absent_file_is_an_error(tmp_path):
   with pytest.raises(ValueError, match='no.fasta cannot be read: No such file'):
-    next(read_fasta(tmp_path / 'no.fasta', Tally()))
+    read_proteins(FastaFiles((tmp_path / 'no.fasta',)), Tally())
 
 
 def test_the_places_told_are_few_and_the_count_is_whole(read, capsys):

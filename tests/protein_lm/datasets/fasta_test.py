@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from protein_lm import prepare
-from protein_lm.datasets import clusters, fasta
+from protein_lm.datasets import clusters, file_builder
 from protein_lm.proteins import load_proteins
 
 
@@ -106,4 +106,4 @@ def test_many_sequences_are_split_by_their_own_hash(
   [('a.fasta.gz', 'a'), ('my set.v2.FA', 'my_set_v2'), ('.fa', 'fasta')],
 )
 def test_config_names_are_plain(name, stem):
-  assert fasta.config_stem(pathlib.Path(name)) == stem
+  assert file_builder.config_stem(pathlib.Path(name)) == stem

@@ -131,7 +131,7 @@ def test_an_absent_package_is_named_with_the_ways_out(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('content', [None, b'>sp|P1|X\nMKV\n'])
 def test_another_file_of_promb_is_refused(monkeypatch, tmp_path, content):
-  path = tmp_path / human_swissprot.FILE
+  path = tmp_path / 'resources' / human_swissprot.HumanSwissprot.FILE
   path.parent.mkdir()
   if content:
     path.write_bytes(content)
