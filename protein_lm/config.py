@@ -24,7 +24,7 @@ MODULES = (
   'protein_lm.objectives',
   'protein_lm.data',
   'protein_lm.datasets.letters',
-  'protein_lm.datasets.splits',
+  'protein_lm.datasets.split_rule',
   'protein_lm.optimizer',
   'protein_lm.experiment',
 )

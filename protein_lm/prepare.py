@@ -264,7 +264,7 @@ def _source_of_flags(args) -> tuple[str, dict]:
 
 def _rule_of_flags(args):
   """Returns the rule for splits if a flag says anything of it, else None."""
-  from protein_lm.datasets import splits
+  from protein_lm.datasets import split_rule
 
   given = {
     'ids': tuple(args.split_ids),
@@ -282,7 +282,7 @@ def _rule_of_flags(args):
         f'--split_fractions must be three numbers such as 0.9,0.05,0.05, got '
         f'{",".join(args.split_fractions)}.'
       ) from error
-  return splits.SplitRule(**given) if given else None
+  return split_rule.SplitRule(**given) if given else None
 
 
 def prepare_from_flags(argv: list[str]) -> None:

@@ -7,7 +7,8 @@ one protein.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from protein_lm import vocab
 
 # A split of up to so many residues is read into memory at once.
 MAX_RESIDUES_IN_MEMORY = 2**26
+# With seek, 3 us a record in random order; other options or reads by number
+# take 40 to 800 us (scripts/BENCHMARKS.md, section 4).
+_ONE_BY_ONE = 'readahead_buffer_size:0,max_parallelism:0'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +157,7 @@ class DiskStore:
         raise _damaged(self._index[name], why, self._folder)
 
   def __getstate__(self):
-    cached = ('lengths', 'by_length', '_readers')
+    cached = ('lengths', 'by_length', '_readers', '_lock')
     return {k: v for k, v in self.__dict__.items() if k not in cached}
 
   @functools.cached_property
@@ -168,6 +172,10 @@ class DiskStore:
   def _readers(self) -> dict:
     return {}
 
+  @functools.cached_property
+  def _lock(self):
+    return threading.Lock()  # a reader has a place of its own in its file
+
   def _mapped(self, name: str) -> np.ndarray:
     path = self._index[name]
     try:
@@ -178,7 +186,10 @@ class DiskStore:
   def _reader(self, shard: int):
     if shard not in self._readers:
       self._readers[shard] = _open_shard(
-        self._paths[shard], self._sizes[shard], self._folder
+        self._paths[shard],
+        self._sizes[shard],
+        self._folder,
+        _ONE_BY_ONE,
       )
     return self._readers[shard]
 
@@ -191,21 +202,34 @@ class DiskStore:
     numbers = np.asarray(numbers, np.int64)
     shard_of = np.searchsorted(self._starts, numbers, side='right') - 1
     found = [None] * len(numbers)
-    for shard in np.unique(shard_of).tolist():
-      (places,) = np.nonzero(shard_of == shard)
-      records = (numbers[places] - self._starts[shard]).tolist()
-      reader, path = self._reader(shard), self._paths[shard]
-      raw = _read(reader, path, records, self._folder)
-      for place, number, protein in zip(
-        places.tolist(),
-        numbers[places].tolist(),
-        _decoded(path, raw, self._folder, records),
-        strict=True,
-      ):
-        if len(protein.sequence) != self.lengths[number]:
-          where = f'{path}, record {number - self._starts[shard]}'
-          raise _damaged(where, 'another length than prepared', self._folder)
-        found[place] = vocab.encode(protein.sequence)
+    with self._lock:
+      for shard in np.unique(shard_of).tolist():
+        (places,) = np.nonzero(shard_of == shard)
+        try:
+          its = self._read(shard, numbers[places])
+        except ValueError:
+          self._readers.pop(shard, None)  # it reads nothing more
+          raise
+        for place, residues in zip(places.tolist(), its, strict=True):
+          found[place] = residues
+    return found
+
+  def _read(self, shard: int, numbers: np.ndarray) -> list[np.ndarray]:
+    """Returns the residues of some proteins of a shard."""
+    reader, path = self._reader(shard), self._paths[shard]
+    records = (numbers - self._starts[shard]).tolist()
+    raw = _read(reader, path, records, self._folder)
+    found = []
+    for record, length, protein in zip(
+      records,
+      self.lengths[numbers].tolist(),
+      _decoded(path, raw, self._folder, records),
+      strict=True,
+    ):
+      if len(protein.sequence) != length:
+        where = f'{path}, record {record}'
+        raise _damaged(where, 'another length than prepared', self._folder)
+      found.append(vocab.encode(protein.sequence))
     return found
 
 
@@ -241,11 +265,11 @@ def _shards(builder, split: str) -> Iterator[tuple[str, int]]:
   yield from zip(map(str, info.filepaths), info.shard_lengths, strict=True)
 
 
-def _open_shard(path: str, size: int, folder):
+def _open_shard(path: str, size: int, folder, options: str = ''):
   """Returns a reader of one ArrayRecord file of so many records."""
   from array_record.python import array_record_module
 
-  reader = array_record_module.ArrayRecordReader(path)
+  reader = array_record_module.ArrayRecordReader(path, options)
   found = reader.num_records()
   if found == size:
     return reader
@@ -259,28 +283,24 @@ def _open_shard(path: str, size: int, folder):
 
 def _read_shard(path: str, size: int, builder) -> list[bytes]:
   """Reads all records of one ArrayRecord file."""
-  reader = _open_shard(path, size, builder.data_dir)
   try:
-    return reader.read_all()
-  except (RuntimeError, IndexError):
-    return _read(reader, path, range(size), builder.data_dir)
+    return _open_shard(path, size, builder.data_dir).read_all()
+  except (RuntimeError, IndexError):  # say which record is damaged
+    reader = _open_shard(path, size, builder.data_dir, _ONE_BY_ONE)
+    return list(_read(reader, path, range(size), builder.data_dir))
 
 
-def _read(reader, path: str, records: Sequence[int], folder) -> list[bytes]:
-  """Reads records by number, and names the first one that is damaged."""
-  try:
-    return reader.read(list(records))
-  except (RuntimeError, IndexError) as error:
-    for number in records:
-      try:
-        reader.read([number])
-      except (RuntimeError, IndexError) as its_error:
-        where = f'{path}, record {number}'
-        raise _damaged(where, its_error, folder) from its_error
-    raise _damaged(path, error, folder) from error
+def _read(reader, path: str, records: Sequence[int], folder) -> Iterator[bytes]:
+  """Yields records by number; names one that is damaged."""
+  for number in records:
+    try:
+      reader.seek(number)
+      yield reader.read()
+    except (RuntimeError, IndexError) as error:
+      raise _damaged(f'{path}, record {number}', error, folder) from error
 
 
-def _decoded(path: str, raw: list[bytes], folder, records=None) -> Iterator:
+def _decoded(path: str, raw: Iterable[bytes], folder, records=None) -> Iterator:
   """Yields the proteins of records; names one that holds something else."""
   from protein_lm.datasets import record
 

@@ -18,7 +18,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
-from protein_lm.datasets import leakage, record, runners, shards, splits
+from protein_lm.datasets import (
+  leakage,
+  record,
+  runners,
+  shards,
+  split_rule,
+  splits,
+)
 from protein_lm.datasets.collection import read_collection
 from protein_lm.datasets.intake import Tally
 from protein_lm.datasets.letters import LetterPolicy
@@ -52,7 +59,9 @@ class ProteinBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   beam_runner: str | None = None
   beam_options: tuple[str, ...] = ()
 
-  def __init__(self, *, rule: splits.SplitRule, policy: LetterPolicy, **kwargs):
+  def __init__(
+    self, *, rule: split_rule.SplitRule, policy: LetterPolicy, **kwargs
+  ):
     self.rule, self.policy = rule, policy
     try:
       super().__init__(**kwargs)  # reads what lies in the data_dir

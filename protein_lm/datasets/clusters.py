@@ -162,6 +162,8 @@ def split_clusters(
     num_residues: of each cluster, by name.
     fractions: of the clusters, by split; a split of 0 stays empty.
   """
+  if not num_residues:
+    return {}
   limit = MAX_SPLIT_FRACTION * sum(num_residues.values())
   split = {
     name: 'train' if size > limit else split_of(name, fractions)

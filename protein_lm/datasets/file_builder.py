@@ -11,7 +11,7 @@ import re
 
 import tensorflow_datasets as tfds
 
-from protein_lm.datasets import builder, letters, splits
+from protein_lm.datasets import builder, letters, split_rule
 from protein_lm.datasets.fasta_file import SUFFIXES
 
 _HASH_DIGITS = 12
@@ -56,7 +56,7 @@ class FileBuilder(builder.ProteinBuilder, skip_registration=True):
     config=None,
     version=None,
   ):
-    rule = rule or splits.SplitRule()
+    rule = rule or split_rule.SplitRule()
     policy = policy or letters.LetterPolicy()
     self._patterns = patterns
     self.paths = tuple(
@@ -83,9 +83,9 @@ class FileBuilder(builder.ProteinBuilder, skip_registration=True):
     for pattern in self._patterns:
       if not self.find(pattern):
         raise ValueError(f'{pattern!r}: there is no such file.')
-    hashes = [splits.file_hash(path) for path in self.paths]
+    hashes = [split_rule.file_hash(path) for path in self.paths]
     asked = rule.identity(), repr(policy), reading
-    defaults = splits.DEFAULT.identity(), repr(letters.DEFAULT), ''
+    defaults = split_rule.DEFAULT.identity(), repr(letters.DEFAULT), ''
     digest = hashes[0]
     if len(hashes) > 1 or asked != defaults:
       text = repr((hashes, asked if asked != defaults else ''))

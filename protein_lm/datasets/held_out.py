@@ -66,7 +66,7 @@ def read_domains(path: pathlib.Path = TABLE) -> list[Domain]:
   with readable(path):
     with open(path, 'rb') as file:
       opener = gzip.open if file.read(2) == b'\x1f\x8b' else open
-    with opener(path, 'rt', encoding='utf-8-sig') as file:
+    with opener(path, 'rt', encoding='utf-8-sig', errors='replace') as file:
       lines = file.read().splitlines()
   separator = '\t' if lines and '\t' in lines[0] else ','
   rows = list(csv.reader(lines, delimiter=separator))

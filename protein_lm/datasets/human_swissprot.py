@@ -13,7 +13,7 @@ import dataclasses
 import importlib.util
 import pathlib
 
-from protein_lm.datasets import builder, held_out, letters, splits
+from protein_lm.datasets import builder, held_out, letters, split_rule
 from protein_lm.datasets.fasta_file import FastaFiles
 
 
@@ -32,7 +32,7 @@ def find_file(name: str, sha256: str, data_set: str) -> pathlib.Path:
       f'{path} is missing from the package promb; reinstall it: '
       'pip install --force-reinstall promb==1.0.2.'
     )
-  digest = splits.file_hash(path)
+  digest = split_rule.file_hash(path)
   if digest != sha256:
     raise ValueError(
       f'{path} has sha256 {digest}, not {sha256}; reinstall the version that '
@@ -48,19 +48,19 @@ class HumanProteins(builder.ProteinBuilder, skip_registration=True):
   LICENSE = 'Sequences: UniProt, CC BY 4.0. Domains: Pfam, CC0.'
   FILE: str
   SHA256: str
-  MAX_CLUSTER_FRACTION = splits.DEFAULT.max_cluster_fraction
+  MAX_CLUSTER_FRACTION = split_rule.DEFAULT.max_cluster_fraction
 
   def __init__(self, **kwargs):
-    if (letters.LetterPolicy(), splits.SplitRule()) != (
+    if (letters.LetterPolicy(), split_rule.SplitRule()) != (
       letters.DEFAULT,
-      splits.DEFAULT,
+      split_rule.DEFAULT,
     ):
       raise ValueError(
         f'{self.name} has its own splits and letters; bind splits and letters '
         'in gin for a file of your own only.'
       )
     rule = dataclasses.replace(
-      splits.DEFAULT,
+      split_rule.DEFAULT,
       family_table=str(held_out.TABLE),
       max_cluster_fraction=self.MAX_CLUSTER_FRACTION,
     )

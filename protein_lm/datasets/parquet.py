@@ -75,21 +75,32 @@ class Parquet(FileBuilder):
 
   DESCRIPTION = 'Proteins of Parquet files.'
 
-  def __init__(self, *, sequence_column: str | None = None, **kwargs):
-    self._sequence_column = sequence_column
-    reading = [sequence_column or '']
-    for pattern in kwargs['patterns']:
-      reading += [split for _, split in _find(pattern) if split]
-    super().__init__(reading=' '.join(reading), **kwargs)
+  def __init__(
+    self, *, patterns: tuple[str, ...], sequence_column=None, **kwargs
+  ):
+    self._patterns, self._sequence_column = patterns, sequence_column
+    told = [split for _, split in self._files() if split]
+    reading = ' '.join([sequence_column or '', *told])
+    super().__init__(patterns=patterns, reading=reading, **kwargs)
 
   def find(self, pattern: str) -> tuple[pathlib.Path, ...]:
     return tuple(path for path, _ in _find(pattern))
 
-  def make_source(self) -> ParquetFiles:
-    found = [
-      pair for pattern in self._patterns for pair in _find(pattern, print)
+  def _files(self, say: Callable[[str], None] = lambda line: None):
+    """Returns all files, each with the split that its name tells.
+
+    A single file is split itself, whatever its name.
+    """
+    found = [pair for name in self._patterns for pair in _find(name, say)]
+    if len(found) < 2:
+      return found
+    return [
+      (path, split or parquet_file.split_of_name(pathlib.Path(path.name)))
+      for path, split in found
     ]
-    found.sort(key=lambda pair: _ORDER.index(pair[1]))
+
+  def make_source(self) -> ParquetFiles:
+    found = sorted(self._files(print), key=lambda pair: _ORDER.index(pair[1]))
     paths, split_of_path = zip(*found, strict=True)
     columns = parquet_file.find_columns(paths, self._sequence_column)
     return ParquetFiles(paths, split_of_path, columns)

@@ -108,7 +108,7 @@ def find_files(
     return {None: [path]}
   root, files = _search(path)
   _check_shards(files)
-  splits = {file: _split(file.relative_to(root)) for file in files}
+  splits = {file: split_of_name(file.relative_to(root)) for file in files}
   if not any(splits.values()):
     return {None: files}
   others = [file for file in files if splits[file] is None]
@@ -256,7 +256,7 @@ def _shard_beside(path: pathlib.Path, number: int) -> pathlib.Path:
   return path.with_name(name)
 
 
-def _split(path: pathlib.Path) -> str | None:
+def split_of_name(path: pathlib.Path) -> str | None:
   """The split that the name of a file, or else of a folder of it, tells."""
   for name in (path.stem, *(folder.name for folder in path.parents)):
     words = re.split('[^a-z]+', name.lower())

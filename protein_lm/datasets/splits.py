@@ -8,236 +8,29 @@ the other members of their clusters belong to no split.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import marshal
-import math
 import pathlib
 import pickle
 
-import gin
 import numpy as np
 
-from protein_lm.datasets import clusters, held_out
+from protein_lm.datasets import cluster_table, clusters, held_out
 from protein_lm.datasets.collection import Collection
-from protein_lm.datasets.fasta_file import parse_header, readable
-from protein_lm.datasets.intake import LINE_BITS, Tally, hash_id
+from protein_lm.datasets.intake import Tally, hash_id
+from protein_lm.datasets.split_rule import (
+  SPLITS,
+  SplitRule,
+  Splitter,
+  make_splitter,
+)
 
-SPLITS = ('train', 'validation', 'test', 'ood')
 # Fewer proteins than this are split as they can be, whatever their clusters.
 _MIN_PROTEINS_TO_REFUSE = 100
 _NUM_CELLS = 2**20  # of the table of cluster sizes
 _LISTED = 'listed'  # beside the splits, counts the proteins that a list names
-
-
-@gin.configurable('splits')
-@dataclasses.dataclass(frozen=True)
-class SplitRule:
-  """How a collection is split; of ids and organisms at most one is given.
-
-  Attributes:
-    ids: 'test=ids.txt' and the like, a file with one id a line; the proteins
-      that no file lists are train.
-    organisms: 'test=9606' or 'test=Homo sapiens' and the like, one or several
-      a split; all other proteins are train.
-    clusters: path of a table of clusters, as MMseqs2 writes it: a line for each
-      protein, its cluster's representative, a tab, its id.
-    family_table: path of a table accession,pfam[,start,end] (commas or tabs,
-      gzip or plain, a header line or none); families held out by the rule of
-      held_out.py make the split `ood`.
-    fractions: of train, validation and test, for clusters.
-    max_cluster_fraction: of all residues; a larger cluster is refused, since
-      what is linked so far is no longer one family.
-  """
-
-  ids: tuple[str, ...] = ()
-  organisms: tuple[str, ...] = ()
-  clusters: str | None = None
-  family_table: str | None = None
-  fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
-  max_cluster_fraction: float = 0.05
-
-  def __post_init__(self):
-    for name in ('ids', 'organisms', 'fractions'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    if self.ids and self.organisms:
-      raise ValueError(
-        'splits.ids and splits.organisms cannot both be given: choose one.'
-      )
-    if (
-      len(self.fractions) != 3
-      or min(self.fractions) < 0
-      or not math.isclose(sum(self.fractions), 1, abs_tol=1e-6)
-    ):
-      raise ValueError(
-        'splits.fractions must be three shares (train, validation, test) that '
-        f'sum to 1, got {self.fractions!r}.'
-      )
-    if not 0 < self.max_cluster_fraction <= 1:
-      raise ValueError(
-        'splits.max_cluster_fraction must be above 0 and at most 1, got '
-        f'{self.max_cluster_fraction!r}.'
-      )
-
-  @property
-  def is_given(self) -> bool:
-    """Whether ids or organisms say it all, and clusters nothing."""
-    return bool(self.ids or self.organisms)
-
-  def identity(self) -> str:
-    """What the rule says, with the hashes of the files it names."""
-    fields = dataclasses.asdict(self)
-    paths = [pair.partition('=')[2] for pair in self.ids]
-    for path in (*paths, self.clusters, self.family_table):
-      if path:
-        fields[path] = file_hash(path)
-    return repr(fields)
-
-
-# Made before any gin file is read.
-DEFAULT = SplitRule()
-
-
-def file_hash(path) -> str:
-  """Returns the sha256 of a file, in hex."""
-  with readable(path), open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def text_hash(text: str) -> str:
-  """Returns the sha256 of a text, in hex."""
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _pairs(pairs, argument: str):
-  """Yields (split, text) of 'split=text'."""
-  for pair in pairs:
-    split, is_pair, text = pair.partition('=')
-    if not is_pair or split not in SPLITS or not text:
-      raise ValueError(
-        f'{argument} must be like test=..., for one of {", ".join(SPLITS)}, '
-        f'got {pair!r}.'
-      )
-    yield split, text
-
-
-def _read_ids(rule: SplitRule) -> dict[str, str]:
-  """Reads the lists of ids: the split of each."""
-  split_of = {}
-  for split, path in _pairs(rule.ids, 'splits.ids (--split_ids)'):
-    with readable(path), open(path, encoding='utf-8-sig') as file:
-      for number, line in enumerate(file, 1):
-        id_ = parse_header(line.strip().removeprefix('>'))[0]
-        if id_ and split_of.setdefault(id_, split) != split:
-          raise ValueError(
-            f'{path}:{number} puts {id_!r} in {split}, but it is in '
-            f'{split_of[id_]} already.'
-          )
-  return split_of
-
-
-def _organisms(rule: SplitRule) -> dict[str, str]:
-  """The split of each organism that the rule names, in lower case."""
-  argument = 'splits.organisms (--split_organisms)'
-  split_of = {}
-  for split, text in _pairs(rule.organisms, argument):
-    name = text.strip().lower()
-    if split_of.setdefault(name, split) != split:
-      raise ValueError(
-        f'{argument} puts {text!r} in {split} and in {split_of[name]}: choose '
-        'one.'
-      )
-  return split_of
-
-
-@dataclasses.dataclass(frozen=True)
-class _Splitter:
-  """What decides on one protein.
-
-  Attributes:
-    fractions: for clusters.
-    by_id, by_organism: split by id, and by taxonomy id or name in lower case.
-    by_file: split of each file of the source, or empty.
-    families: those held out, or None.
-    blocked: clusters that hold a protein of `ood`.
-  """
-
-  fractions: dict[str, float]
-  by_id: dict[str, str]
-  by_organism: dict[str, str]
-  by_file: tuple[str, ...] = ()
-  families: held_out.HeldOut | None = None
-  blocked: frozenset[str] = frozenset()
-
-  @property
-  def uses_clusters(self) -> bool:
-    return not (self.by_id or self.by_organism or self.by_file)
-
-  @property
-  def needs_proteins(self) -> bool:
-    return bool(self.families or self.by_id or self.by_organism)
-
-  def is_held_out(self, protein) -> bool:
-    return self.families is not None and protein.id in self.families.envelopes
-
-  def __call__(self, ordinal: int, protein, cluster: str) -> str:
-    """Returns the split, '' for a neighbour of an ood protein."""
-    if self.is_held_out(protein):
-      return 'ood'
-    if cluster in self.blocked:
-      return ''
-    if self.by_id:
-      return self.by_id.get(protein.id, 'train')
-    if self.by_organism:
-      return self._of_organism(protein)
-    if self.by_file:
-      return self.by_file[ordinal >> LINE_BITS]
-    return clusters.split_of(cluster, self.fractions)
-
-  def _of_organism(self, protein) -> str:
-    name = protein.organism.lower()
-    for key in (
-      str(protein.taxonomy_id),
-      name,
-      name.partition(' (')[0],  # without the strain
-    ):
-      if key in self.by_organism:
-        return self.by_organism[key]
-    return 'train'
-
-
-def _make_splitter(source, rule: SplitRule, num_proteins: int) -> _Splitter:
-  """Reads what the rule names."""
-  told = [source.split_of(i) for i in range(len(source.paths))]
-  by_file = tuple(split or 'train' for split in told)
-  if rule.ids or rule.organisms or not set(by_file) - {'train'}:
-    by_file = ()
-  families = None
-  if rule.family_table:
-    domains = held_out.read_domains(pathlib.Path(rule.family_table))
-    families = held_out.hold_out(domains, num_proteins)
-    if not families.groups:
-      raise ValueError(
-        f'{rule.family_table} has no group of families that is small enough to '
-        f'hold out of {num_proteins:,} proteins, about a tenth at most; add '
-        'smaller families, or split by ids (--split_ids=test=ids.txt).'
-      )
-    print(
-      f'holding out {len(families.groups)} groups of {len(families.families)} '
-      f'families in {len(families.envelopes):,} proteins '
-      f'({len(families.pure)} pure) in all',
-      flush=True,
-    )
-  return _Splitter(
-    fractions=dict(zip(SPLITS[:3], rule.fractions, strict=True)),
-    by_id=_read_ids(rule),
-    by_organism=_organisms(rule),
-    by_file=by_file,
-    families=families,
-  )
 
 
 def assign_splits(
@@ -258,7 +51,7 @@ def assign_splits(
       f'so that {rule.clusters} cannot say which is meant; give each sequence '
       'an id of its own and cluster again.'
     )
-  splitter = _make_splitter(source, rule, collection.num_proteins)
+  splitter = make_splitter(source, rule, collection.num_proteins)
   if collection.num_proteins <= clusters.MAX_SEQUENCES:
     assigned = _assign_in_memory(collection, splitter, rule, tally)
   else:
@@ -304,15 +97,16 @@ def families_of(collection: Collection) -> held_out.HeldOut | None:
   return _load_splitter(str(collection.folder / 'splitter')).families
 
 
-def _save_splitter(collection, splitter) -> str:
-  path = collection.folder / 'splitter'
+def _save_splitter(collection, splitter, name: str = 'splitter') -> str:
+  """Saves under a name of its own: workers keep what they have loaded."""
+  path = collection.folder / name
   path.write_bytes(pickle.dumps(splitter))
   _load_splitter.cache_clear()
   return str(path)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_splitter(path: str) -> _Splitter:
+def _load_splitter(path: str) -> Splitter:
   return pickle.loads(pathlib.Path(path).read_bytes())
 
 
@@ -342,9 +136,9 @@ def _assign_in_memory(collection, splitter, rule, tally):
   ids = [proteins[i].id for i in order]
   if rule.clusters:
     table = {}
-    for id_, cluster in _read_clusters(rule.clusters):
-      _put(table, id_, cluster, rule)
-    found = [_cluster_in(table, id_, rule) for id_ in ids]
+    for id_, cluster in cluster_table.read_clusters(rule.clusters):
+      cluster_table.put(table, id_, cluster, rule)
+    found = [cluster_table.cluster_in(table, id_, rule) for id_ in ids]
   else:
     print(f'clustering {len(ids):,} sequences by 8-mers', flush=True)
     found = clusters.name_clusters(ids, [proteins[i].sequence for i in order])
@@ -392,8 +186,10 @@ def _assign_in_memory(collection, splitter, rule, tally):
 def _assign_by_bucket(collection, splitter, rule, runner, tally):
   """Assigns a collection of any size, bucket by bucket."""
   if rule.clusters:
-    tally.counts['clusters'] = _spread_clusters(collection, rule.clusters)
-    join = functools.partial(_join_clusters, collection=collection, rule=rule)
+    tally.counts['clusters'] = cluster_table.spread(collection, rule.clusters)
+    join = functools.partial(
+      cluster_table.join, collection=collection, rule=rule
+    )
     list(runner.map(join, range(collection.num_partitions)))
   else:
     tally.counts['clusters'] = collection.num_proteins
@@ -410,27 +206,39 @@ def _assign_by_bucket(collection, splitter, rule, runner, tally):
     block = functools.partial(_blocked, collection=collection, splitter=path)
     blocked = frozenset().union(*runner.map(block, buckets))
     splitter = dataclasses.replace(splitter, blocked=blocked)
-    path = _save_splitter(collection, splitter)
+    path = _save_splitter(collection, splitter, 'splitter-blocked')
+  counts, sizes = _assign_buckets(collection, path, rule, runner)
+  if not splitter.uses_clusters:
+    return counts
+  shares, limit = sizes / collection.num_residues, rule.max_cluster_fraction
+  if shares.max() > limit:
+    cell = int(shares.argmax())
+    raise _refuse(_largest_in_cell(collection, cell), shares[cell], limit)
+  large = np.flatnonzero(shares > clusters.MAX_SPLIT_FRACTION).tolist()
+  if large:
+    names = frozenset(_largest_in_cell(collection, cell) for cell in large)
+    splitter = dataclasses.replace(splitter, large=names)
+    path = _save_splitter(collection, splitter, 'splitter-large')
+    counts, _ = _assign_buckets(collection, path, rule, runner)
+  return counts
+
+
+def _assign_buckets(collection, splitter: str, rule, runner):
+  """Assigns all buckets; returns counts of splits and residues by cell."""
   assign = functools.partial(
     _assign_bucket,
     collection=collection,
-    splitter=path,
+    splitter=splitter,
     has_clusters=bool(rule.clusters),
   )
   counts = collections.Counter(dict.fromkeys(SPLITS, 0))
   sizes = np.zeros(_NUM_CELLS)
-  for its_counts, its_sizes in runner.map(assign, buckets):
+  for its_counts, its_sizes in runner.map(
+    assign, range(collection.num_buckets)
+  ):
     counts.update(its_counts)
     sizes += its_sizes
-  limit = rule.max_cluster_fraction
-  if splitter.uses_clusters and sizes.max() > limit * collection.num_residues:
-    cell = int(sizes.argmax())
-    raise _refuse(
-      _largest_in_cell(collection, cell),
-      sizes[cell] / collection.num_residues,
-      limit,
-    )
-  return counts
+  return counts, sizes
 
 
 def _cell(cluster: str) -> int:
@@ -446,7 +254,7 @@ def _assign_bucket(bucket, collection, splitter, has_clusters):
   if split_of.needs_proteins:
     proteins = collection.proteins(bucket)
   names = (
-    _joined(collection, bucket, ordinals)
+    cluster_table.joined(collection, bucket, ordinals)
     if has_clusters
     else [f'{high:016x}' for high in rows['digest_high'].tolist()]
   )
@@ -467,7 +275,7 @@ def _assign_bucket(bucket, collection, splitter, has_clusters):
 def _blocked(bucket, collection, splitter) -> set[str]:
   """The clusters of a bucket's ood proteins."""
   is_held_out = _load_splitter(splitter).is_held_out
-  names = _joined(
+  names = cluster_table.joined(
     collection, bucket, collection.rows(bucket)['ordinal'].tolist()
   )
   return {
@@ -488,81 +296,3 @@ def _largest_in_cell(collection, cell: int) -> str:
       if _cell(name) == cell:
         residues[name] += length
   return residues.most_common(1)[0][0]
-
-
-def _read_clusters(path):
-  """Yields (id, cluster) of each line of a table of clusters."""
-  with readable(path), open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      cluster, is_pair, id_ = line.rstrip('\n').partition('\t')
-      if not is_pair or '\t' in id_:
-        raise ValueError(
-          f'{path}:{number} holds {line.strip()[:40]!r}, not a representative, '
-          'a tab and an id, as in the cluster.tsv of MMseqs2.'
-        )
-      yield parse_header(id_)[0], parse_header(cluster)[0]
-
-
-def _cluster_in(table, id_: str, rule) -> str:
-  if id_ not in table:
-    raise ValueError(
-      f'{rule.clusters} has no line for {id_!r} of the collection; cluster the '
-      'same sequences that are prepared.'
-    )
-  return table[id_]
-
-
-def _put(table, id_, cluster: str, rule) -> None:
-  """Puts a line of the table of clusters under its id, or the id's hash."""
-  other = table.setdefault(id_, cluster)
-  if other != cluster:
-    raise ValueError(
-      f'{rule.clusters} puts one id in two clusters, {other!r} and '
-      f'{cluster!r}; give each sequence an id of its own and cluster again.'
-    )
-
-
-def _spread_clusters(collection, path) -> int:
-  """Spreads a table over partitions by id; returns the number of clusters."""
-  num_clusters = 0
-  with contextlib.ExitStack() as stack:
-    files = [
-      stack.enter_context(open(collection.folder / f'table-{i}', 'wb'))
-      for i in range(collection.num_partitions)
-    ]
-    for id_, cluster in _read_clusters(path):
-      hash_ = hash_id(id_)
-      marshal.dump((hash_, cluster), files[hash_ % len(files)])
-      num_clusters += id_ == cluster
-  return num_clusters
-
-
-def _join_clusters(partition, collection, rule) -> None:
-  """Finds the cluster of each id of a partition."""
-  table = {}
-  with open(collection.folder / f'table-{partition}', 'rb') as file:
-    while True:
-      try:
-        hash_, cluster = marshal.load(file)
-      except EOFError:
-        break
-      _put(table, hash_, cluster, rule)
-  found = [{} for _ in range(collection.num_buckets)]
-  for hash_, ordinal, bucket in collection.ids(partition).tolist():
-    if hash_ not in table:
-      ordinals = collection.rows(bucket)['ordinal']
-      place = int(np.flatnonzero(ordinals == ordinal)[0])
-      _cluster_in({}, collection.proteins(bucket)[place].id, rule)
-    found[bucket][ordinal] = table[hash_]
-  for bucket, clusters_of in enumerate(found):
-    path = collection.folder / f'joined-{partition}-{bucket}'
-    path.write_bytes(marshal.dumps(clusters_of))
-
-
-def _joined(collection, bucket, ordinals) -> list[str]:
-  """The clusters, by `_join_clusters`, of a bucket's proteins."""
-  found = {}
-  for partition in range(collection.num_partitions):
-    path = collection.folder / f'joined-{partition}-{bucket}'
-    found |= marshal.loads(path.read_bytes())
-  return [found[ordinal] for ordinal in ordinals]

@@ -11,7 +11,7 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from protein_lm.datasets import builder, download, letters, splits
+from protein_lm.datasets import builder, download, letters, split_rule
 from protein_lm.datasets import uniprot_release as releases
 from protein_lm.datasets.fasta_file import FastaFiles
 
@@ -49,7 +49,7 @@ class Uniprot(builder.ProteinBuilder):
     config=None,
     version=None,
   ):
-    rule = rule or splits.SplitRule()
+    rule = rule or split_rule.SplitRule()
     policy = policy or letters.LetterPolicy()
     if collection not in releases.COLLECTIONS:
       raise ValueError(
@@ -58,10 +58,10 @@ class Uniprot(builder.ProteinBuilder):
       )
     self._release, folder = None, pathlib.Path(data_dir)
     asked = rule.identity(), repr(policy)
-    defaults = splits.DEFAULT.identity(), repr(letters.DEFAULT)
+    defaults = split_rule.DEFAULT.identity(), repr(letters.DEFAULT)
     own = ''
     if asked != defaults:
-      own = f'_{splits.text_hash(repr(asked))[:_HASH_DIGITS]}_own'
+      own = f'_{split_rule.text_hash(repr(asked))[:_HASH_DIGITS]}_own'
     if config is None and not look_up:
       config = self._newest_prepared(folder, collection, own)
     if config is None:

@@ -206,3 +206,20 @@ def test_files_that_are_gone_leave_their_prepared_copy(write, read):
   found, _ = read(path)
   path.unlink()
   assert read(path)[0].keys() == found.keys()
+
+
+def test_files_named_one_by_one_keep_their_splits(write, sequences, tmp_path):
+  rows = list(sequences.items())
+  paths = []
+  for name, part in (('train', rows[:50]), ('my_test', rows[50:])):
+    ids, texts = zip(*part, strict=True)
+    columns = {'id': ids, 'sequence': texts}
+    paths.append(str(write(f'{name}.parquet', columns)))
+  builder = prepare.prepare(
+    paths[1], tmp_path / 'data', kind='parquet', patterns=(paths[0],)
+  )
+  content = builder.info.metadata['content']
+  assert {s: c['num_proteins'] for s, c in content.items()} == {
+    'train': 50,
+    'test': 10,
+  }

@@ -3,13 +3,15 @@
 f<family>_<member> share most of their 8-mers; no two families share any.
 """
 
+import gzip
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
 
 from protein_lm import prepare
-from protein_lm.datasets import clusters
+from protein_lm.datasets import clusters, splits
 from protein_lm.datasets.splits import SplitRule
 
 SIZES = pytest.mark.parametrize('max_sequences', [10, 100_000])
@@ -127,7 +129,7 @@ def test_fractions_that_are_none_are_refused(fractions):
 
 @SIZES
 def test_shares_are_a_count_with_sets(
-  split, by_family, tmp_path, sequences, write_fasta, monkeypatch, max_sequences
+  split, write, tmp_path, sequences, write_fasta, monkeypatch, max_sequences
 ):
   monkeypatch.setattr(clusters, 'MAX_SEQUENCES', max_sequences)
   mixed = dict(sequences)  # members of another family in each third protein
@@ -136,12 +138,8 @@ def test_shares_are_a_count_with_sets(
       sequences[f'f{i // 3}_2'][:40] + (sequences[f'f{i // 3 + 1}_0'][:30])
     )
   path = write_fasta(tmp_path / 'mixed.fasta', mixed)
-  found, _ = split(
-    path,
-    clusters=by_family,
-    fractions=(0.6, 0.2, 0.2),
-    max_cluster_fraction=0.2,
-  )
+  table = write(f'{id_[:-1]}0\t{id_}' for id_ in sequences)
+  found, _ = split(path, clusters=table, fractions=(0.6, 0.2, 0.2))
   train = [words(sequence) for sequence in map(mixed.get, found['train'])]
   shares = []
   for name in ('validation', 'test'):
@@ -214,6 +212,23 @@ def test_a_line_that_is_no_pair_is_told(
 
 
 @SIZES
+def test_a_table_may_be_compressed(
+  split, by_family, tmp_path, monkeypatch, max_sequences
+):
+  monkeypatch.setattr(clusters, 'MAX_SEQUENCES', max_sequences)
+  table = tmp_path / 'cluster.tsv.gz'
+  table.write_bytes(gzip.compress(pathlib.Path(by_family).read_bytes()))
+  assert split(clusters=str(table))[1]['clusters'] == 20
+
+
+def test_a_truncated_table_is_told(split, by_family, tmp_path):
+  table = tmp_path / 'cluster.tsv.gz'
+  table.write_bytes(gzip.compress(pathlib.Path(by_family).read_bytes())[:-9])
+  with pytest.raises(ValueError, match='cluster.tsv.gz is a truncated'):
+    split(clusters=str(table))
+
+
+@SIZES
 def test_an_id_in_two_clusters_is_refused(
   split, sequences, write, monkeypatch, max_sequences
 ):
@@ -259,6 +274,22 @@ def test_a_cluster_above_a_twentieth_is_refused_with_its_share(
     split(clusters=table)
   found, counts = split(clusters=table, max_cluster_fraction=1)
   assert any({'f0', 'f1', 'f2', 'f3'} <= families(m) for m in found.values())
+  check_counts(found, counts)
+
+
+@SIZES
+def test_a_cluster_above_a_twentieth_is_train(
+  split, sequences, write, monkeypatch, max_sequences
+):
+  monkeypatch.setattr(clusters, 'MAX_SEQUENCES', max_sequences)
+  names = (f'r{i}' for i in itertools.count())
+  name = next(name for name in names if clusters.split_of(name) == 'test')
+  table = write(
+    f'{name if int(id_[1:].split("_")[0]) < 4 else id_}\t{id_}'
+    for id_ in sequences
+  )
+  found, counts = split(clusters=table, max_cluster_fraction=0.2)
+  assert {'f0', 'f1', 'f2', 'f3'} <= families(found['train'])
   check_counts(found, counts)
 
 
@@ -318,6 +349,14 @@ def test_listed_ids_that_are_not_found_are_counted(
   )
   assert counts['listed ids not found'] == 3
   assert '3 listed ids are not in the collection' in capsys.readouterr().out
+
+
+def test_a_list_in_another_encoding_has_strangers(split, tmp_path):
+  path = tmp_path / 'ids.txt'
+  path.write_bytes('\ufefff0_0\r\nf1_0\r\n'.encode() + b'Prote\xedna\r\n')
+  found, counts = split(ids=(f'test={path}',))
+  assert found['test'].keys() == {'f0_0', 'f1_0'}
+  assert counts['listed ids not found'] == 1
 
 
 def test_an_id_in_two_lists_is_refused(split, write):
@@ -432,6 +471,17 @@ def test_neighbours_by_a_table_are_in_no_split(
   check_counts(found, counts)
 
 
+def test_a_worker_that_keeps_what_it_loaded_sees_the_neighbours(
+  split, write, by_family, monkeypatch
+):
+  monkeypatch.setattr(clusters, 'MAX_SEQUENCES', 10)
+  monkeypatch.setattr(splits._load_splitter, 'cache_clear', lambda: None)
+  _, counts = split(
+    family_table=write(['f5_0,PF1'], 'families'), clusters=by_family
+  )
+  assert counts['neighbours of ood dropped'] == 5
+
+
 def test_many_proteins_without_a_table_have_no_neighbours(
   split, write, monkeypatch
 ):
@@ -439,6 +489,15 @@ def test_many_proteins_without_a_table_have_no_neighbours(
   found, counts = split(family_table=write(['f5_0,PF1']))
   assert found['ood'].keys() == {'f5_0'}
   assert counts['neighbours of ood dropped'] == 0
+  check_counts(found, counts)
+
+
+def test_a_family_may_leave_nothing_else(
+  split, tmp_path, write, make_families, write_fasta
+):
+  path = write_fasta(tmp_path / 'one.fasta', make_families(1, 3))
+  found, counts = split(path, family_table=write(['f0_0,PF1']))
+  assert {name: list(m) for name, m in found.items()} == {'ood': ['f0_0']}
   check_counts(found, counts)
 
 
