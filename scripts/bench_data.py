@@ -11,16 +11,16 @@ prints records/s and tokens/s (residues and both ends) of each stage, medians of
 The machine's page cache is warm after the first repeat: `read` rows are of
 memory and decompression, not of a disk. A row of `iterator` counts batches that
 arrive while nothing else runs. Peak memory is the sum of the resident memory of
-this process and all below it, sampled every 50 ms; pages they share count more
-than once.
+the command and all its processes, sampled every 50 ms; pages they share count
+more than once.
 """
 
 import argparse
 import contextlib
 import pathlib
 import statistics
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -201,58 +201,37 @@ def print_stages(stages: Iterator[tuple[str, Stage]], repeats: int) -> None:
     )
 
 
-class PeakMemory:
-  """Samples the resident memory of this process and all below it.
+def run_and_watch(command: list[str]) -> tuple[float, int]:
+  """Runs a command; returns seconds and the peak resident memory, in bytes, of
+  its process and all below it."""
+  import psutil
 
-  Attributes:
-    before: bytes when it started.
-    peak: bytes, the largest sample.
-  """
-
-  def __enter__(self):
-    import psutil
-
-    self._process = psutil.Process()
-    self.before = self.peak = self._resident()
-    self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._sample, daemon=True)
-    self._thread.start()
-    return self
-
-  def __exit__(self, *exception):
-    self._ended.set()
-    self._thread.join()
-
-  def _resident(self) -> int:
-    import psutil
-
-    total = 0
-    for process in [self._process, *self._process.children(recursive=True)]:
-      with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        total += process.memory_info().rss
-    return total
-
-  def _sample(self) -> None:
-    while not self._ended.wait(SAMPLE_SECONDS):
-      self.peak = max(self.peak, self._resident())
+  start, peak = time.perf_counter(), 0
+  process = psutil.Popen(command)
+  while process.poll() is None:
+    resident = 0
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+      for one in [process, *process.children(recursive=True)]:
+        resident += one.memory_info().rss
+    peak = max(peak, resident)
+    time.sleep(SAMPLE_SECONDS)
+  if process.returncode:
+    sys.exit(f'{" ".join(command)} failed')
+  return time.perf_counter() - start, peak
 
 
 def bench_preparation(num_sequences: int, folder: pathlib.Path) -> pathlib.Path:
-  """Makes a file and prepares it; returns the file."""
+  """Makes a file and prepares it by the command; returns the file."""
   path = folder / 'synthetic.fasta.gz'
   start = time.perf_counter()
   planted = write_synthetic_fasta(path, num_sequences)
   print(f'{path.name}: {planted}, {path.stat().st_size / 1e6:,.0f} MB')
   print(f'written in {time.perf_counter() - start:.1f} s', flush=True)
-  start = time.perf_counter()
-  with PeakMemory() as memory:
-    builder = prepare.prepare(str(path), folder / 'data')
-  seconds = time.perf_counter() - start
-  print(prepare.describe(builder))
+  command = [sys.executable, '-m', 'protein_lm.prepare', f'--fasta={path}']
+  seconds, peak = run_and_watch([*command, f'--data_dir={folder / "data"}'])
   print(
     f'prepared in {seconds:.1f} s, {num_sequences / seconds:,.0f} sequences/s; '
-    f'peak memory {memory.peak / 1e6:,.0f} MB, {memory.before / 1e6:,.0f} MB '
-    'before it',
+    f'peak memory {peak / 1e6:,.0f} MB',
     flush=True,
   )
   return path

@@ -16,6 +16,8 @@ from protein_lm.datasets import uniprot_release as releases
 from protein_lm.datasets.fasta_file import FastaFiles
 
 _HASH_DIGITS = 12
+# Where the folder of a release is, from what may be given as a mirror.
+_FOLDERS = ('', '/current_release', '/pub/databases/uniprot/current_release')
 
 
 class Uniprot(builder.ProteinBuilder):
@@ -66,9 +68,7 @@ class Uniprot(builder.ProteinBuilder):
       config = self._newest_prepared(folder, collection, own)
     if config is None:
       base_url = base_url or releases.BASE_URL
-      self._release = releases.find_release(
-        collection, base_url, checksum=checksum
-      )
+      self._release = _find_release(collection, base_url, checksum)
       config = _make_config(self._release, own)
     self._folder = folder / 'downloads' / self.name
     super().__init__(
@@ -96,6 +96,19 @@ class Uniprot(builder.ProteinBuilder):
       release.url, self._folder / name, release.checksum, release.size
     )
     return FastaFiles((path,))
+
+
+def _find_release(collection, base_url: str, checksum):
+  """Finds a release in its folder, or where a server keeps that folder."""
+  absent = None
+  for folder in _FOLDERS:
+    try:
+      return releases.find_release(
+        collection, base_url.rstrip('/') + folder, checksum=checksum
+      )
+    except download.NotFoundError as error:
+      absent = absent or error
+  raise absent
 
 
 def _release_name(release) -> str:

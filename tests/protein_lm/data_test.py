@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-from protein_lm import data, vocab
+from protein_lm import data, proteins, vocab
 
 LETTERS = 'ACDEFGHIKLMNPQRSTVWYUBXZ'
 
@@ -351,3 +351,41 @@ def test_wrong_values_are_refused_in_one_sentence(tmp_path, change, told):
 def test_an_unusable_work_dir_is_named(work_dir):
   with pytest.raises(ValueError, match='my.fasta/data cannot be made'):
     data.open_data(work_dir / 'my.fasta', str(work_dir / 'my.fasta'))
+
+
+def test_a_collection_on_disk_gives_the_batches_of_one_in_memory(
+  opened, work_dir, monkeypatch
+):
+  monkeypatch.setattr(proteins, 'MAX_RESIDUES_IN_MEMORY', 0)
+  on_disk = open_fasta(work_dir, max_len=64, batch_size=4)
+  for step in (0, 7, 10**6):
+    for a, b in zip(
+      opened.train_batch(1, step), on_disk.train_batch(1, step), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+  with on_disk.train_batches(1, 7, num_workers=1) as batches:
+    np.testing.assert_array_equal(
+      next(batches).tokens, opened.train_batch(1, 7).tokens
+    )
+
+
+@pytest.mark.parametrize('layout', ['packed', 'padded', 'concatenated'])
+def test_extreme_lengths_make_batches_of_one_shape(tmp_path, layout):
+  sequences = random_sequences(40, 90)
+  sequences |= {'titin': 'MKVLAACDEF' * 3_500, 'one': 'M', 'other': 'W'}
+  (tmp_path / 'my.fasta').write_text(
+    ''.join(f'>{id_}\n{s}\n' for id_, s in sequences.items())
+  )
+  opened = open_fasta(tmp_path, max_len=64, batch_size=4, layout=layout)
+  steps = range(2 * math.ceil(opened.steps_per_epoch))
+  shapes = {opened.train_batch(0, step).tokens.shape for step in steps}
+  assert shapes == {(4, 64)}
+  scored = sum(
+    int((batch.residue_BL[batch.batch.weights > 0] >= 0).sum())
+    for split in opened.splits
+    for batch in opened.eval_batches(opened.proteins(split))
+  )
+  counted = set(LETTERS) - {'B', 'X', 'Z'}
+  residues = ''.join(sequences.values())
+  ends = sum(opened.splits[split][0] for split in opened.splits)
+  assert scored == sum(letter in counted for letter in residues) + ends

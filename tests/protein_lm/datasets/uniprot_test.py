@@ -221,3 +221,9 @@ def test_other_collections_are_refused(source, tmp_path):
 def test_nothing_is_left_of_the_parts(swissprot):
   folder = pathlib.Path(swissprot().data_dir)
   assert not [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_a_mirror_may_be_named_by_its_root(mirror, tmp_path):
+  root = mirror.url.removesuffix('/current_release')
+  builder = prepare.prepare('uniprot/swissprot', tmp_path, base_url=root)
+  assert builder.info.metadata['counts']['kept'] == 60
