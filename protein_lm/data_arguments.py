@@ -3,7 +3,6 @@
 All errors are a ValueError of one sentence that names data.<argument>.
 """
 
-import math
 from collections.abc import Iterable
 
 MIN_LEN = 8  # tokens of a row
@@ -11,12 +10,14 @@ LAYOUTS = ('packed', 'padded', 'concatenated')
 DIRECTIONS = ('forward', 'both')
 
 
-def check_whole(name: str, value, least: int) -> None:
-  """Refuses what is no whole number, or too small."""
+def check_whole(name: str, value, least: int, most: int = 2**24) -> None:
+  """Refuses what is no whole number, too small, or beyond all memory."""
   if not _is_whole(value) or value < least:
     raise ValueError(
       f'data.{name} must be a whole number, at least {least}, got {value!r}.'
     )
+  if value > most:
+    raise ValueError(f'data.{name} must be at most {most}, got {value!r}.')
 
 
 def check_choice(name: str, value, choices: Iterable[str]) -> None:
@@ -97,7 +98,7 @@ def check_weights(weights, num_sources: int) -> None:
     )
   for weight in weights:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not 0 < weight < math.inf:
+    if not is_number or not 0 < weight < 1e100:
       raise ValueError(
         f'data.weights must be positive numbers, got {weights!r}; leave out '
         'the data.source that shall not be read.'

@@ -104,8 +104,17 @@ def _open_prepared(folder: str, options: dict):
   """Returns the builder of a folder that holds a prepared data set."""
   import tensorflow_datasets as tfds
 
-  from protein_lm.datasets import builder
+  from protein_lm.datasets import builder, letters, split_rule
 
+  if (split_rule.SplitRule(), letters.LetterPolicy()) != (
+    split_rule.DEFAULT,
+    letters.DEFAULT,
+  ):
+    print(
+      f'warning: {folder} is prepared already, so splits and letters that gin '
+      'binds change nothing.',
+      flush=True,
+    )
   if options:
     raise ValueError(
       f'{folder} is prepared already and takes no options '
@@ -113,7 +122,7 @@ def _open_prepared(folder: str, options: dict):
     )
   try:
     found = tfds.builder_from_directory(folder)
-    is_ours = 'content' in found.info.metadata
+    is_ours = builder.is_whole(found.info)
   except Exception as error:
     raise ValueError(
       f'{folder} holds no whole data set ({str(error)[:100]}); prepare it '
@@ -214,8 +223,9 @@ def prepare(
           builder.download_and_prepare(file_format='array_record')
     except OSError as error:
       raise ValueError(
-        f'{folder} cannot take the prepared data: {error.strerror or error}; '
-        'choose another place with --data_dir or data.data_dir.'
+        f'{folder} cannot take the prepared data: '
+        f'{error.strerror or f"{error} (is the disk full?)"}; choose another '
+        'place with --data_dir or data.data_dir.'
       ) from error
   return builder
 
@@ -248,6 +258,11 @@ def _source_of_flags(args) -> tuple[str, dict]:
       )
     return kind, {}
   for pattern in patterns:
+    if args.fasta and os.path.isdir(os.path.expanduser(pattern)):
+      raise ValueError(
+        f'--fasta={pattern} is a folder; name its files, such as '
+        f'--fasta={pattern.rstrip("/")}/*.fasta.'
+      )
     if not glob.glob(os.path.expanduser(pattern), recursive=True):
       flag = 'fasta' if args.fasta else 'parquet'
       raise ValueError(f'--{flag}={pattern}: there is no such file.')
@@ -273,7 +288,7 @@ def _rule_of_flags(args):
     'family_table': args.family_table,
     'max_cluster_fraction': args.max_cluster_fraction,
   }
-  given = {name: value for name, value in given.items() if value}
+  given = {k: v for k, v in given.items() if v not in (None, (), '')}
   if args.split_fractions:
     try:
       given['fractions'] = tuple(map(float, args.split_fractions))
@@ -309,7 +324,11 @@ def prepare_from_flags(argv: list[str]) -> None:
   builder = prepare(
     source,
     args.data_dir,
-    num_processes=args.num_processes or len(os.sched_getaffinity(0)),
+    num_processes=(
+      len(os.sched_getaffinity(0))
+      if args.num_processes is None
+      else args.num_processes
+    ),
     beam_runner=args.beam_runner,
     beam_options=tuple(args.beam_options),
     **options,

@@ -6,6 +6,7 @@ one protein.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -150,11 +151,15 @@ class DiskStore:
       name: index_path(self._folder, split, name)
       for name in ('lengths', 'by_length')
     }
-    for name in self._index:
+    for name, path in self._index.items():
       found = getattr(self, name).shape
       if found != (num_proteins,):
         why = f'{found} numbers, not {num_proteins}'
-        raise _damaged(self._index[name], why, self._folder)
+        raise _damaged(path, why, self._folder)
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      if digest != builder.info.metadata['index'][split][name]:
+        raise _damaged(path, 'it has other bytes', self._folder)
 
   def __getstate__(self):
     cached = ('lengths', 'by_length', '_readers', '_lock')
@@ -315,7 +320,8 @@ def _decoded(path: str, raw: Iterable[bytes], folder, records=None) -> Iterator:
 
 def _damaged(where, why, folder) -> ValueError:
   return ValueError(
-    f'{where} cannot be read as it was prepared ({str(why)[:200]}); delete '
+    f'{where} cannot be read as it was prepared '
+    f'({str(why)[:200] or type(why).__name__}); delete '
     f'{folder} and prepare again.'
   )
 

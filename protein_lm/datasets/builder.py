@@ -32,6 +32,31 @@ from protein_lm.datasets.letters import LetterPolicy
 from protein_lm.proteins import index_path
 
 
+def is_whole(info) -> bool:
+  """Whether a description says what was prepared, and without contradiction.
+
+  Raises:
+    KeyError, TypeError: it was changed since.
+  """
+  content = info.metadata.get('content')
+  if content is None:
+    return False
+  if content.keys() != info.splits.keys():
+    raise KeyError('the splits are not those of the content')
+  for split, its_content in content.items():
+    sizes = info.splits[split].shard_lengths
+    if sum(sizes) != its_content['num_proteins']:
+      raise TypeError(f'{split} has another number of proteins')
+    if its_content['num_residues'] < its_content['num_proteins']:
+      raise TypeError(f'{split} has too few residues')
+    if (
+      len(its_content['sha256']) != 64
+      or len(info.metadata['index'][split]) != 2
+    ):
+      raise TypeError(f'{split} has no hashes')
+  return True
+
+
 class _Info(tfds.core.DatasetInfo):
   """TFDS's description of a data set, without its look into a bucket."""
 
@@ -81,9 +106,9 @@ class ProteinBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       ValueError: what lies there is not whole.
     """
     try:
-      if 'content' in self.info.metadata:
+      if is_whole(self.info):
         return True
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
       raise self._not_whole() from error
     if self.data_path.exists():
       raise self._not_whole()
@@ -162,10 +187,10 @@ class ProteinBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for split in splits.SPLITS[:3]:
       if not num_proteins.get(split):
         print(f'  too few {what} for a split {split!r}: left out', flush=True)
-    infos, content = [], {}
+    infos, content, index = [], {}, {}
     for split, its_shards in written.items():
       infos.append(self._place_shards(split, its_shards))
-      lengths = self._write_index(split, its_shards)
+      lengths, index[split] = self._write_index(split, its_shards)
       content[split] = {
         'num_proteins': len(lengths),
         'num_residues': int(lengths.sum(dtype=np.int64)),
@@ -174,6 +199,7 @@ class ProteinBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.info.set_splits(tfds.core.splits.SplitDict(infos))
     self.info.metadata['counts'] = tally.counts
     self.info.metadata['content'] = content
+    self.info.metadata['index'] = index
     self.info.metadata['leakage'] = leaked
     print(f'{self.name}: {tally.summary()}', flush=True)
     for split, numbers in leaked.items():
@@ -200,13 +226,21 @@ class ProteinBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       filename_template=template,
     )
 
-  def _write_index(self, split: str, its_shards) -> np.ndarray:
-    """Writes the lengths of a split's records and their order by length."""
-    lengths = np.concatenate([shard.lengths for shard in its_shards])
+  def _write_index(self, split: str, its_shards):
+    """Writes the lengths of a split's records and their order by length.
+
+    Returns:
+      the lengths, and the sha256 of both files by name.
+    """
+    lengths = [np.zeros(0, np.int32), *(shard.lengths for shard in its_shards)]
+    lengths = np.concatenate(lengths)
     order = np.argsort(lengths, kind='stable').astype(np.uint32)
+    hashes = {}
     for name, array in (('lengths', lengths), ('by_length', order)):
-      np.save(index_path(self.data_dir, split, name), array)
-    return lengths
+      path = index_path(self.data_dir, split, name)
+      np.save(path, array)
+      hashes[name] = split_rule.file_hash(path)
+    return lengths, hashes
 
 
 def _describe_leakage(split: str, numbers: dict, content: dict) -> str:

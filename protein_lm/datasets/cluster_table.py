@@ -18,6 +18,8 @@ from protein_lm.datasets.split_rule import read_lines
 def read_clusters(path):
   """Yields (id, cluster) of each line of a table of clusters."""
   for number, line in read_lines(path):
+    if not line.strip():
+      continue
     cluster, is_pair, id_ = line.rstrip('\n').partition('\t')
     if not is_pair or '\t' in id_:
       raise ValueError(

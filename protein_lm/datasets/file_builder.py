@@ -28,8 +28,14 @@ def config_stem(path: pathlib.Path) -> str:
 
 def find_paths(pattern: str) -> tuple[pathlib.Path, ...]:
   """Returns the file of this name, or all that match it as a pattern."""
-  if pathlib.Path(pattern).exists():
-    return (pathlib.Path(pattern),)
+  path = pathlib.Path(pattern)
+  if path.is_fifo() or path.is_char_device():
+    raise ValueError(
+      f'{pattern} is a pipe, which can be read only once; write it to a file '
+      'first.'
+    )
+  if path.exists():
+    return (path,)
   matches = sorted(glob.glob(pattern, recursive=True))
   return tuple(path for path in map(pathlib.Path, matches) if path.is_file())
 
@@ -78,14 +84,16 @@ class FileBuilder(builder.ProteinBuilder, skip_registration=True):
 
   def _make_config(self, data_dir, rule, policy, reading):
     stem = config_stem(pathlib.Path(self._patterns[0]))
+    asked = rule.identity(), repr(policy), reading
+    defaults = split_rule.DEFAULT.identity(), repr(letters.DEFAULT), ''
     if not self.paths:
+      if asked != defaults:
+        raise self._absent()
       return self._find_prepared(data_dir, stem)
     for pattern in self._patterns:
       if not self.find(pattern):
         raise ValueError(f'{pattern!r}: there is no such file.')
     hashes = [split_rule.file_hash(path) for path in self.paths]
-    asked = rule.identity(), repr(policy), reading
-    defaults = split_rule.DEFAULT.identity(), repr(letters.DEFAULT), ''
     digest = hashes[0]
     if len(hashes) > 1 or asked != defaults:
       text = repr((hashes, asked if asked != defaults else ''))
@@ -97,6 +105,10 @@ class FileBuilder(builder.ProteinBuilder, skip_registration=True):
       description=f'The proteins of {names}{more}.',
     )
 
+  def _absent(self) -> ValueError:
+    source = ', '.join(self._patterns)
+    return ValueError(f'data.source = {source!r}: there is no such file.')
+
   def _find_prepared(self, data_dir: pathlib.Path, stem: str):
     """Returns the config prepared from files that are gone, if just one is."""
     pattern = f'{stem}_' + '[0-9a-f]' * _HASH_DIGITS
@@ -105,11 +117,11 @@ class FileBuilder(builder.ProteinBuilder, skip_registration=True):
       for folder in (data_dir / self.name).glob(pattern)
       if (folder / str(self.VERSION) / 'dataset_info.json').is_file()
     ]
-    source = ', '.join(self._patterns)
     if len(found) != 1:
-      raise ValueError(f'data.source = {source!r}: there is no such file.')
+      raise self._absent()
     print(
-      f'{source} is gone: using its prepared copy, {self.name}/{found[0]}',
+      f'{", ".join(self._patterns)} is gone: using its prepared copy, '
+      f'{self.name}/{found[0]}',
       flush=True,
     )
     return tfds.core.BuilderConfig(name=found[0])

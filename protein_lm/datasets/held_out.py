@@ -69,7 +69,7 @@ def read_domains(path: pathlib.Path = TABLE) -> list[Domain]:
     with opener(path, 'rt', encoding='utf-8-sig', errors='replace') as file:
       lines = file.read().splitlines()
   separator = '\t' if lines and '\t' in lines[0] else ','
-  rows = list(csv.reader(lines, delimiter=separator))
+  rows = [_cells(line, separator) for line in lines]  # none spans two lines
   columns = _find_columns(rows[0]) if rows else None
   first = 1 if columns else 0
   columns = columns or {name: i for i, name in enumerate(_COLUMNS)}
@@ -92,6 +92,13 @@ def read_domains(path: pathlib.Path = TABLE) -> list[Domain]:
       f'{path} holds no domain; a line is accession,pfam[,start,end].'
     )
   return domains
+
+
+def _cells(line: str, separator: str) -> list[str]:
+  try:
+    return next(csv.reader([line], delimiter=separator, strict=True), [])
+  except csv.Error:
+    return [line]  # refused below, with its place
 
 
 def _domain(fields: dict[str, str]) -> Domain:

@@ -165,7 +165,8 @@ class Intake:
         return
       if self.policy.symbols == 'refuse':
         raise ValueError(
-          f"{sentence} is no residue, and letters.symbols = 'refuse'."
+          f"{sentence} is no residue, and letters.symbols = 'refuse'; correct "
+          "the record, or let letters.symbols = 'skip' leave it out."
         )
       text = sequence.decode('utf-8', 'replace')
       text, num_read = _NO_LETTER.subn('X', text)

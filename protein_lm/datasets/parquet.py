@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from protein_lm.datasets import intake, parquet_file
+from protein_lm.datasets.fasta_file import parse_header
 from protein_lm.datasets.file_builder import FileBuilder
 
 _ROWS_PER_MEGABYTE = 2_500  # proteins of some 400 letters
@@ -62,7 +63,7 @@ class ParquetFiles:
       ),
       block.first,
     ):
-      id_ = id_ or f'record_{number}'
+      id_ = parse_header(id_)[0] or f'record_{number}'  # as lists of ids have
       its_intake.take(number, id_, *known, sequence.encode())
 
 

@@ -385,9 +385,9 @@ def _text(value) -> str:
 
 def _taxonomy_id(text: str) -> int:
   digits = text.strip().removesuffix('.0')
-  # More than 18 digits would not fit a record.
-  is_id = digits.isascii() and digits.isdigit() and len(digits) <= 18
-  return int(digits) if is_id else 0
+  is_number = digits.isascii() and digits.isdigit() and len(digits) <= 10
+  number = int(digits) if is_number else 0
+  return number if number < 2**31 else 0  # what a record holds, and NCBI's are
 
 
 @contextlib.contextmanager

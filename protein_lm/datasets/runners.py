@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 _MIN_BYTES_TO_SHARE = 2**24  # processes take a second to start
@@ -28,6 +30,19 @@ class InProcess:
     """Nothing is held."""
 
 
+def _start() -> None:
+  """Makes a process ready for work: it ends with the one that started it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # that one decides
+  gc.disable()  # the work makes no cycles, but many tuples
+  parent = multiprocessing.parent_process()
+
+  def follow():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
+
+
 class Processes:
   """Works in several processes of this machine.
 
@@ -37,10 +52,9 @@ class Processes:
 
   def __init__(self, num_processes: int):
     self._num_ahead = num_processes + _AHEAD
-    # Not forked: the caller may be a trainer, with threads of its own. Without
-    # garbage collection: its work makes no cycles, but many tuples.
+    # Not forked: the caller may be a trainer, with threads of its own.
     self._executor = concurrent.futures.ProcessPoolExecutor(
-      num_processes, multiprocessing.get_context('spawn'), gc.disable
+      num_processes, multiprocessing.get_context('spawn'), _start
     )
 
   def map(self, function: Callable, items: Iterable) -> Iterator:

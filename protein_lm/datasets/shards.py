@@ -6,9 +6,12 @@ is a shard of each split; in it records are in the order of the hash of their
 sequence, which is no order at all.
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import marshal
+import os
 import pathlib
 import pickle
 
@@ -147,15 +150,23 @@ class _Writer:
 
   def write(self, protein: record.Protein) -> None:
     data = self._to_bytes(protein)
-    self._writer.write(data)
+    with self._storing():
+      self._writer.write(data)
     self._lengths.append(len(protein.sequence))
     self._hash_sum += record.hash_number(protein)
     self._num_bytes += len(data)
 
+  @contextlib.contextmanager
+  def _storing(self):
+    try:
+      yield
+    except RuntimeError as error:  # ArrayRecord has no other
+      number = errno.ENOSPC if 'No space left' in str(error) else errno.EIO
+      raise OSError(number, os.strerror(number), str(self._path)) from error
+
   def close(self) -> Shard:
-    if not self._writer.ok():
-      raise OSError(f'{self._path} cannot be written: is the disk full?')
-    self._writer.close()
+    with self._storing():
+      self._writer.close()
     if not self._lengths:
       self._path.unlink()
     return Shard(

@@ -60,6 +60,12 @@ class SplitRule:
         'splits.fractions must be three shares (train, validation, test) that '
         f'sum to 1, got {self.fractions!r}.'
       )
+    if self.is_given and self.fractions != (0.9, 0.05, 0.05):
+      raise ValueError(
+        f'splits.fractions = {self.fractions!r} are of clusters, and say '
+        'nothing where splits.ids or splits.organisms say it all; leave them '
+        'out.'
+      )
     if not 0 < self.max_cluster_fraction <= 1:
       raise ValueError(
         'splits.max_cluster_fraction must be above 0 and at most 1, got '
@@ -75,10 +81,8 @@ class SplitRule:
     """What the rule says, with the hashes of the files it names."""
     fields = dataclasses.asdict(self)
     paths = [pair.partition('=')[2] for pair in self.ids]
-    for path in (*paths, self.clusters, self.family_table):
-      if path:
-        fields[path] = file_hash(path)
-    return repr(fields)
+    paths += [self.clusters, self.family_table]
+    return repr((fields, {path: file_hash(path) for path in paths if path}))
 
 
 # Made before any gin file is read.
@@ -122,6 +126,7 @@ def _read_ids(rule: SplitRule) -> dict[str, str]:
   """Reads the lists of ids: the split of each."""
   split_of = {}
   for split, path in _pairs(rule.ids, 'splits.ids (--split_ids)'):
+    num_before = len(split_of)
     for number, line in read_lines(path):
       id_ = parse_header(line.strip().removeprefix('>'))[0]
       if id_ and split_of.setdefault(id_, split) != split:
@@ -129,6 +134,8 @@ def _read_ids(rule: SplitRule) -> dict[str, str]:
           f'{path}:{number} puts {id_!r} in {split}, but it is in '
           f'{split_of[id_]} already.'
         )
+    if len(split_of) == num_before:
+      raise ValueError(f'{path} lists no id for {split}: one id stands a line.')
   return split_of
 
 
@@ -210,7 +217,10 @@ def make_splitter(source, rule: SplitRule, num_proteins: int) -> Splitter:
   """Reads what the rule names."""
   told = [source.split_of(i) for i in range(len(source.paths))]
   by_file = tuple(split or 'train' for split in told)
-  if rule.ids or rule.organisms or not set(by_file) - {'train'}:
+  says_otherwise = (
+    rule.is_given or rule.clusters or (rule.fractions != DEFAULT.fractions)
+  )
+  if says_otherwise or not set(by_file) - {'train'}:
     by_file = ()
   families = None
   if rule.family_table:

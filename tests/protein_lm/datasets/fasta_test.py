@@ -1,6 +1,8 @@
 """A FASTA file as a data set: named by content, split by whole clusters."""
 
 import gzip
+import json
+import os
 import pathlib
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from protein_lm import prepare
 from protein_lm.datasets import clusters, file_builder
+from protein_lm.datasets.split_rule import SplitRule
 from protein_lm.proteins import load_proteins
 
 
@@ -107,3 +110,28 @@ def test_many_sequences_are_split_by_their_own_hash(
 )
 def test_config_names_are_plain(name, stem):
   assert file_builder.config_stem(pathlib.Path(name)) == stem
+
+
+def test_a_pipe_is_refused(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  with pytest.raises(ValueError, match='pipe is a pipe, .* to a file first'):
+    prepare.prepare(str(tmp_path / 'pipe'), tmp_path, kind='fasta')
+
+
+@pytest.mark.parametrize('change', ['sha256', 'num_proteins', 'num_residues'])
+def test_edited_metadata_is_refused(builder, path, tmp_path, change):
+  file = pathlib.Path(builder.data_dir, 'metadata.json')
+  metadata = json.loads(file.read_text())
+  metadata['content']['test'][change] = 1
+  file.write_text(json.dumps(metadata))
+  with pytest.raises(ValueError, match='delete this folder'):
+    prepare.prepare(str(path), tmp_path / 'data')
+  with pytest.raises(ValueError, match='no whole data set'):
+    prepare.prepare(str(builder.data_dir), tmp_path)
+
+
+def test_a_file_that_is_gone_cannot_be_split_otherwise(builder, path, tmp_path):
+  path.unlink()
+  rule = SplitRule(fractions=(0.8, 0.1, 0.1))
+  with pytest.raises(ValueError, match='there is no such file'):
+    prepare.prepare(str(path), tmp_path / 'data', rule=rule)

@@ -180,3 +180,10 @@ def test_a_damaged_table_is_refused(read):
 def test_an_absent_table_is_named(tmp_path):
   with pytest.raises(ValueError, match=r'no\.csv cannot be read'):
     held_out.read_domains(tmp_path / 'no.csv')
+
+
+def test_a_stray_quote_is_told_with_its_line(tmp_path):
+  path = tmp_path / 't.csv'
+  path.write_text('p1,"PF1,1,20\np2,PF2,1,3\n')
+  with pytest.raises(ValueError, match='t.csv:1 holds'):
+    held_out.read_domains(path)

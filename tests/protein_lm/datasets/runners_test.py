@@ -1,12 +1,17 @@
 """Whoever prepares: the same records, and an error when a worker dies."""
 
+import functools
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import signal
 import sys
+import time
 
+import psutil
 import pytest
+from array_record.python import array_record_module
 
 from protein_lm import prepare
 from protein_lm.datasets import clusters, collection, runners, shards
@@ -103,3 +108,44 @@ def test_beam_is_asked_for_by_its_name(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   with pytest.raises(ValueError, match='pip install apache-beam'):
     runners.Beam('DirectRunner', [], tmp_path)
+
+
+def _lead(connection):
+  """Starts processes, says which, and waits to be killed."""
+  runner = runners.Processes(2)
+  connection.send(list(runner.map(_pid, range(4))))
+  time.sleep(60)
+
+
+def _pid(item):
+  time.sleep(0.1)
+  return os.getpid()
+
+
+def test_processes_end_with_the_one_that_started_them():
+  context = multiprocessing.get_context('spawn')
+  ours, theirs = context.Pipe()
+  leader = context.Process(target=_lead, args=(theirs,))
+  leader.start()
+  assert ours.poll(60)
+  workers = set(ours.recv())
+  leader.kill()
+  leader.join()
+  deadline = time.monotonic() + 20
+  while any(psutil.pid_exists(pid) for pid in workers):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_a_full_disk_is_one_sentence(fasta, many_parts, tmp_path, monkeypatch):
+  def write(self, data):
+    raise RuntimeError('write() failed: No space left on device; writing x')
+
+  class Full:
+    def __init__(self, *args):
+      self.write = functools.partial(write, self)
+
+  monkeypatch.setattr(array_record_module, 'ArrayRecordWriter', Full)
+  with pytest.raises(ValueError, match='No space left on device; choose anoth'):
+    prepare.prepare(str(fasta), tmp_path)
+  assert not list(tmp_path.rglob('dataset_info.json'))

@@ -201,7 +201,7 @@ def test_an_id_without_a_cluster_is_named(
 
 
 @SIZES
-@pytest.mark.parametrize('line', ['f1_0 f1_1', 'f1_0\tf1_1\t3', ''])
+@pytest.mark.parametrize('line', ['f1_0 f1_1', 'f1_0\tf1_1\t3'])
 def test_a_line_that_is_no_pair_is_told(
   split, sequences, write, monkeypatch, max_sequences, line
 ):
@@ -377,6 +377,23 @@ def test_a_list_of_strangers_is_refused(split, write):
 def test_a_list_of_no_split_is_refused(split, write, prefix):
   with pytest.raises(ValueError, match=r'split_ids.* must be like test=\.\.\.'):
     split(ids=(f'{prefix}{write(["f0_0"])}',))
+
+
+def test_a_list_without_ids_is_refused(split, write):
+  with pytest.raises(ValueError, match='lists no id for test'):
+    split(ids=(f'test={write(["", " "])}',))
+
+
+def test_fractions_say_nothing_beside_ids():
+  with pytest.raises(ValueError, match='splits.fractions.*leave them out'):
+    SplitRule(ids=('test=a',), fractions=(0.8, 0.1, 0.1))
+
+
+def test_rules_that_differ_have_names_that_differ(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'ids').write_text('a')
+  rules = [SplitRule(ids=(f'{split}=ids',)) for split in ('test', 'validation')]
+  assert rules[0].identity() != rules[1].identity()
 
 
 def test_an_absent_list_is_named(split):
