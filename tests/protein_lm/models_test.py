@@ -100,7 +100,14 @@ def test_one_parameter_tree_for_every_attention_scan_and_remat(cls):
     assert tree(**other) == tree()
 
 
-@pytest.mark.parametrize('num_fns', [1, 2, 3])
+@pytest.mark.parametrize(
+  'num_fns',
+  [
+    pytest.param(1, marks=pytest.mark.slow),
+    pytest.param(2, marks=pytest.mark.slow),
+    3,
+  ],
+)
 def test_scanned_unrolled_and_rematerialised_layers_agree(num_fns):
   fns = (exact_attention(), make_fast_softmax_attention(nb_features=16))
   fns = (fns + fns)[:num_fns]
@@ -248,6 +255,7 @@ def test_training_without_rng_is_refused():
     make()(random_tokens((1, 4)), deterministic=False)
 
 
+@pytest.mark.slow
 def test_the_tiny_softmax_kernel_approaches_exact_attention_with_features():
   tokens = random_tokens((4, 40))
   _, params = train_step.split_model(make())

@@ -45,15 +45,20 @@ def make_batch():
   )
 
 
-@pytest.mark.parametrize('cls', [models.FlaxLM, models.FlaxBERT])
+SOFTMAX = make_fast_softmax_attention(nb_features=16)
+RELU = make_fast_generalized_attention()
+
+
 @pytest.mark.parametrize(
-  'attention_fn',
+  'cls, attention_fn',
   [
-    None,
-    make_fast_softmax_attention(nb_features=16),
-    make_fast_generalized_attention(),
+    (models.FlaxLM, SOFTMAX),
+    (models.FlaxBERT, RELU),
+    (models.FlaxBERT, None),
+    pytest.param(models.FlaxLM, None, marks=pytest.mark.slow),
+    pytest.param(models.FlaxLM, RELU, marks=pytest.mark.slow),
+    pytest.param(models.FlaxBERT, SOFTMAX, marks=pytest.mark.slow),
   ],
-  ids=['exact', 'softmax', 'generalized'],
 )
 def test_a_repeating_sequence_is_learnt(cls, attention_fn, rng):
   step, state = make_step(cls, attention_fn)

@@ -60,7 +60,7 @@ def small(monkeypatch, block_bytes=200, bucket_bytes=1_000):
 
 
 @pytest.mark.parametrize(
-  'block_bytes, bucket_bytes', [(10**6, 10**6), (200, 10**6), (90, 50)]
+  'block_bytes, bucket_bytes', [(10**6, 10**6), (200, 10**6), (90, 1_000)]
 )
 def test_what_is_kept_does_not_depend_on_blocks_and_buckets(
   texts, paths, monkeypatch, block_bytes, bucket_bytes
@@ -75,8 +75,8 @@ def test_what_is_kept_does_not_depend_on_blocks_and_buckets(
 
 
 def test_many_partitions_of_ids_give_the_same(texts, paths, monkeypatch):
-  small(monkeypatch, bucket_bytes=50)
-  monkeypatch.setattr(collection, '_BUCKETS_PER_PARTITION', 8)
+  small(monkeypatch)
+  monkeypatch.setattr(collection, '_BUCKETS_PER_PARTITION', 3)
   proteins = read_proteins(FastaFiles(paths), Tally())
   assert [(p.id, p.sequence) for p in proteins] == plainly(texts)
 
