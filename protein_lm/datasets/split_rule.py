@@ -1,9 +1,11 @@
 """What is asked of splits, `splits` in gin, and what it says of one protein."""
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -91,7 +93,16 @@ DEFAULT = SplitRule()
 
 def file_hash(path) -> str:
   """Returns the sha256 of a file, in hex."""
-  with readable(path), open(path, 'rb') as file:
+  with readable(path):
+    stat = os.stat(path)
+    return _file_hash(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_hash(path, *state) -> str:
+  """Reads a file once, as long as its state is the same."""
+  del state
+  with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
