@@ -113,6 +113,7 @@ def tiny(bench, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_tiny_run_writes_table_and_figure(bench, tiny, capsys):
   bench.sweep(tiny)
   out_dir = pathlib.Path(tiny.out_dir)

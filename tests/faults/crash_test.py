@@ -115,7 +115,10 @@ def test_kill_9_at_three_moments_changes_no_bit(tmp_path, fasta, straight):
   assert records == straight[1]
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_the_step_and_exits_0(tmp_path, fasta, straight, number):
   work_dir = tmp_path / 'stopped'
   process = start(work_dir, fasta)

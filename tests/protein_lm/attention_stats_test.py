@@ -119,6 +119,7 @@ def test_a_model_of_other_features_keeps_none():
   assert make_state(model)[1].attention_stats == ()
 
 
+@pytest.mark.slow
 def test_hybrids_pass_statistics_to_those_that_need_them(batch, rng):
   step, state = make_state(make_model((ADERF, POSITIVE), num_layers=3))
   state, sums = step(state, batch, rng)
