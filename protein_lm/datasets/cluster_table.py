@@ -10,9 +10,8 @@ import marshal
 
 import numpy as np
 
-from protein_lm.datasets.fasta_file import parse_header
+from protein_lm.datasets.fasta_file import parse_header, read_lines
 from protein_lm.datasets.intake import hash_id
-from protein_lm.datasets.split_rule import read_lines
 
 
 def read_clusters(path):

@@ -95,6 +95,15 @@ def readable(path: pathlib.Path):
     raise ValueError(f'{path} cannot be read: {reason}.') from error
 
 
+def read_lines(path) -> Iterator[tuple[int, str]]:
+  """Yields (number, line) of a text file, plain or gzip."""
+  with readable(path):
+    opener = gzip.open if _is_gzip(path) else open
+    # What is no UTF-8 is no id that is looked for.
+    with opener(path, 'rt', encoding='utf-8-sig', errors='replace') as file:
+      yield from enumerate(file, 1)
+
+
 def _chunks(path: pathlib.Path, num_bytes: int) -> Iterator[bytes]:
   """Yields a file's text with line ends made one, mark and gzip undone."""
   with readable(path):

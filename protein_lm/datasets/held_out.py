@@ -13,12 +13,11 @@ of any size up to that.
 import collections
 import csv
 import dataclasses
-import gzip
 import hashlib
 import itertools
 import pathlib
 
-from protein_lm.datasets.fasta_file import parse_header, readable
+from protein_lm.datasets.fasta_file import parse_header, read_lines
 
 TABLE = pathlib.Path(__file__).with_name('human_pfam_domains.tsv.gz')
 NUM_PROTEINS = 1_000
@@ -63,11 +62,7 @@ def read_domains(path: pathlib.Path = TABLE) -> list[Domain]:
   Raises:
     ValueError: the file cannot be read, or a line of it; says where.
   """
-  with readable(path):
-    with open(path, 'rb') as file:
-      opener = gzip.open if file.read(2) == b'\x1f\x8b' else open
-    with opener(path, 'rt', encoding='utf-8-sig', errors='replace') as file:
-      lines = file.read().splitlines()
+  lines = ''.join(line for _, line in read_lines(path)).splitlines()
   separator = '\t' if lines and '\t' in lines[0] else ','
   rows = [_cells(line, separator) for line in lines]  # none spans two lines
   columns = _find_columns(rows[0]) if rows else None

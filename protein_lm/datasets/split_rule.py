@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator
 
 import gin
 
 from protein_lm.datasets import clusters, held_out
-from protein_lm.datasets.fasta_file import parse_header, readable
+from protein_lm.datasets.fasta_file import parse_header, read_lines, readable
 from protein_lm.datasets.intake import LINE_BITS
 
 SPLITS = ('train', 'validation', 'test', 'ood')
@@ -121,16 +119,6 @@ def _pairs(pairs, argument: str):
         f'got {pair!r}.'
       )
     yield split, text
-
-
-def read_lines(path) -> Iterator[tuple[int, str]]:
-  """Yields (number, line) of a text file, plain or gzip."""
-  with readable(path):
-    with open(path, 'rb') as file:
-      opener = gzip.open if file.read(2) == b'\x1f\x8b' else open
-    # What is no UTF-8 is no id that is looked for.
-    with opener(path, 'rt', encoding='utf-8-sig', errors='replace') as file:
-      yield from enumerate(file, 1)
 
 
 def _read_ids(rule: SplitRule) -> dict[str, str]:
