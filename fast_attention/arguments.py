@@ -146,6 +146,15 @@ def check_segment_ids(
     )
 
 
+def check_shards(num_queries: int, num_keys: int, axis_name: str) -> None:
+  """A shard of the length holds queries and keys of the same positions."""
+  if num_queries != num_keys:
+    raise ValueError(
+      f'attention over the mesh axis {axis_name!r} needs queries and keys of '
+      f'the same positions, got {num_queries} queries and {num_keys} keys.'
+    )
+
+
 def check_last_query(num_queries: int, num_keys: int) -> None:
   """A causal call needs L = S, or the last query alone."""
   if num_queries != 1:

@@ -5,6 +5,7 @@ J key/value heads, K head width, E value width, M features.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from fast_attention import (
   kernels,
   linear,
   projections,
+  sequence_parallel,
 )
 from fast_attention import features as features_lib
 from fast_attention import lower_variance as lower_variance_lib
@@ -91,6 +93,8 @@ class FastAttention(decoding.Decoder):
     segment_ids: jax.Array | None = None,
     rng: jax.Array | None = None,
     stats: Any = None,
+    projection: jax.Array | None = None,
+    axis_name: str | None = None,
     force_fp32_for_softmax: bool = False,
     einsum_dot_general: Any = None,
     qk_attn_weights_einsum: Any = None,
@@ -123,6 +127,12 @@ class FastAttention(decoding.Decoder):
         the fixed one of `seed`.
       stats: what `measure_stats` gave, or running averages of it; needed by
         features that use statistics (`needs_stats`), refused by others.
+      projection: `[J, M, K]`, the matrices of these heads, instead of those
+        drawn from `rng`: what `projection` gave for all heads, of which this
+        call has some.
+      axis_name: mesh axis over which the length is split, inside
+        `jax.shard_map`: the call is of one shard of consecutive positions, as
+        many queries as keys.
       force_fp32_for_softmax: always so.
       einsum_dot_general: refused, like the next two: there are no such
         products.
@@ -156,11 +166,12 @@ class FastAttention(decoding.Decoder):
       mask=mask,
       segment_ids=segment_ids,
       causal=self._is_causal(is_causal),
-      projection=None,
+      projection=projection,
       rng=rng,
       stats=stats,
       dtype=dtype,
       precision=precision,
+      axis_name=axis_name,
     )
 
   def _is_causal(self, is_causal: bool) -> bool:
@@ -187,10 +198,13 @@ class FastAttention(decoding.Decoder):
     stats,
     dtype=None,
     precision=None,
+    axis_name=None,
   ):
     arguments.check_shapes(query, key, value, self.qkv_dim)
     arguments.check_segment_ids(segment_ids, query, key)
     num_queries, num_keys = query.shape[-3], key.shape[-3]
+    if axis_name is not None:
+      arguments.check_shards(num_queries, num_keys, axis_name)
     if causal and num_queries != num_keys:
       arguments.check_last_query(num_queries, num_keys)
       causal = False  # The last query sees all unmasked keys.
@@ -208,7 +222,10 @@ class FastAttention(decoding.Decoder):
       rows = jax.tree.map(lambda x: jnp.repeat(x, H // J, axis=0), rows)
     if segment_ids is not None:
       segment_ids = segment_ids.reshape(-1, L)
-    out_BLHE = linear.linear_attention(
+    attend = linear.linear_attention
+    if axis_name is not None:
+      attend = functools.partial(sequence_parallel.linear_attention, axis_name)
+    out_BLHE = attend(
       linear.Linear(
         self._feature_map,
         causal,

@@ -97,12 +97,35 @@ def linear_attention(
       spec.feature_map, spec.unroll, spec.precision, *arrays, run_BL
     )
   if spec.causal or run_BL is not None:
-    return _swept(spec, *arrays, run_BL)
-  return _pooled(spec, *arrays)
+    return swept(spec, *arrays, run_BL)
+  state = pool(spec, key_BSHK, value_BSHE, rows, valid_BS)
+  return read(spec, query_BLHK, state, rows)
 
 
-def _swept(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS, run_BL):
-  """Causal, or bidirectional within runs."""
+def swept(
+  spec: Linear,
+  query_BLHK: jax.Array,
+  key_BSHK: jax.Array,
+  value_BSHE: jax.Array,
+  rows: features_lib.Rows | None,
+  valid_BS: jax.Array | None,
+  run_BL: jax.Array | None,
+  left: chunk_lib.Carry | None = None,
+  right: chunk_lib.Carry | None = None,
+) -> jax.Array:
+  """Causal, or bidirectional within runs.
+
+  Args:
+    spec: how.
+    query_BLHK: queries.
+    key_BSHK: keys, as many.
+    value_BSHE: values.
+    rows: of the feature map, or None.
+    valid_BS: bool, keys that may be seen; None is all.
+    run_BL: number of the run of equal segment ids; None is one run.
+    left: keys to the left of these that the first run sees.
+    right: the same to the right, unless causal.
+  """
   B, length, H, K = query_BLHK.shape
   width = spec.feature_map.width(features_lib.num_rows(rows), K)
   num_chunks, chunk_length = _chunks(
@@ -122,17 +145,17 @@ def _swept(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS, run_BL):
     spec.feature_map,
     'causal' if spec.causal else 'all',
     chunk_length,
-    normalise=spec.causal or num_chunks == 1,
+    normalise=spec.causal or (num_chunks == 1 and right is None),
     streams=streams,
     unroll=unroll if spec.unroll is None else spec.unroll,
     precision=spec.precision,
   )
-  sums = sweep_lib.sweep(static, inputs, rows)
+  sums = sweep_lib.sweep(static, inputs, rows, left)
   out_BLHE = sums.numerator_BLHE
   if not static.normalise:
     from_right = dataclasses.replace(static, inside='none', reverse=True)
-    right = sweep_lib.sweep(from_right, inputs, rows)
-    out_BLHE = _merge(spec.feature_map, sums, right)
+    sums_right = sweep_lib.sweep(from_right, inputs, rows, right)
+    out_BLHE = _merge(spec.feature_map, sums, sums_right)
   return out_BLHE[:, :length]
 
 
@@ -161,10 +184,14 @@ def _merge(
   return out_HBLE.transpose(1, 2, 0, 3)
 
 
-def _pooled(spec, query_BLHK, key_BSHK, value_BSHE, rows, valid_BS):
-  """Bidirectional, all valid keys."""
+def read(
+  spec: Linear,
+  query_BLHK: jax.Array,
+  state: state_lib.State,
+  rows: features_lib.Rows | None,
+) -> jax.Array:
+  """What every query sees of all that the state holds, `[B, L, H, E]`."""
   num_queries = query_BLHK.shape[1]
-  state = pool(spec, key_BSHK, value_BSHE, rows, valid_BS)
   chunks = _pool_chunks(spec, num_queries)
   sums = pool_lib.read_queries(
     pool_lib.Pool(spec.feature_map, spec.unroll or 1, spec.precision),

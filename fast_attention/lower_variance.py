@@ -111,6 +111,7 @@ def measure(
   key_BSJK: jax.Array,
   valid_query_BL: jax.Array | None = None,
   valid_key_BS: jax.Array | None = None,
+  axis_names: tuple[str, ...] = (),
 ) -> Statistics:
   """Averages over a batch, of weight 1, without gradient.
 
@@ -119,6 +120,8 @@ def measure(
     key_BSJK: keys.
     valid_query_BL: bool or 0/1, the queries that count; default all.
     valid_key_BS: the same of keys.
+    axis_names: mesh axes over which positions are split, inside
+      `jax.shard_map`: the averages are those of all devices.
 
   Returns:
     float32, or wider; all zeros, the weight too, if no query or key is valid.
@@ -126,14 +129,16 @@ def measure(
   J, K = key_BSJK.shape[-2:]
   query_NJGK = query_BLHK.reshape(-1, J, query_BLHK.shape[-2] // J, K)
   key_NJGK = key_BSJK.reshape(-1, J, 1, K)
-  query_mean, query_moment, some_query = _moments(query_NJGK, valid_query_BL)
-  key_mean, key_moment, some_key = _moments(key_NJGK, valid_key_BS)
+  query_mean, query_moment, some_query = _moments(
+    query_NJGK, valid_query_BL, axis_names
+  )
+  key_mean, key_moment, some_key = _moments(key_NJGK, valid_key_BS, axis_names)
   weight_J = jnp.broadcast_to(some_query * some_key, (J,))
   sums = (query_mean, key_mean, query_moment, key_moment)
   return Statistics(*(x * some_query * some_key for x in sums), weight_J)
 
 
-def _moments(x_NJGK, valid):
+def _moments(x_NJGK, valid, axis_names):
   """Mean, second moment, and 1 if a position is valid, else 0."""
   x_NJGK = lax.stop_gradient(x_NJGK).astype(features.compute_dtype(x_NJGK))
   num_valid = jnp.asarray(len(x_NJGK), x_NJGK.dtype)
@@ -141,14 +146,16 @@ def _moments(x_NJGK, valid):
     valid_N = valid.reshape(-1).astype(bool)
     num_valid = jnp.sum(valid_N, dtype=x_NJGK.dtype)
     x_NJGK = jnp.where(valid_N[:, None, None, None], x_NJGK, 0)
-  total = jnp.maximum(num_valid, 1) * x_NJGK.shape[2]
   J, K = x_NJGK.shape[1], x_NJGK.shape[3]
   x_JNK = jnp.moveaxis(x_NJGK, 1, 0).reshape(J, -1, K)
   # Else XLA puts the transpose into the product: 5 times slower on CPU.
   x_JNK = lax.optimization_barrier(x_JNK)
-  mean_JK = jnp.sum(x_JNK, axis=1) / total
-  moment_JKK = _matmul(x_JNK.mT, x_JNK) / total
-  return mean_JK, moment_JKK, jnp.minimum(num_valid, 1)
+  sums = (jnp.sum(x_JNK, axis=1), _matmul(x_JNK.mT, x_JNK), num_valid)
+  if axis_names:
+    sums = lax.psum(sums, axis_names)
+  sum_JK, product_JKK, num_valid = sums
+  total = jnp.maximum(num_valid, 1) * x_NJGK.shape[2]
+  return sum_JK / total, product_JKK / total, jnp.minimum(num_valid, 1)
 
 
 def update(

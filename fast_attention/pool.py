@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fast_attention import features as features_lib
+from fast_attention import residuals as residuals_lib
 from fast_attention import state as state_lib
 
 
@@ -75,7 +76,7 @@ def pool_keys(
 
 
 def _pool_keys_fwd(spec, keys, rows):
-  state = pool_keys(spec, keys, rows)
+  state = residuals_lib.named(pool_keys(spec, keys, rows))
   return state, (keys, rows, state.log_scale_HB)
 
 
@@ -144,7 +145,7 @@ def read_queries(
 
 
 def _read_queries_fwd(spec, query_GHBCK, state, rows):
-  sums = read_queries(spec, query_GHBCK, state, rows)
+  sums = residuals_lib.named(read_queries(spec, query_GHBCK, state, rows))
   return sums, (query_GHBCK, state, rows)
 
 

@@ -31,6 +31,7 @@ from jax import lax
 from fast_attention import attend as attend_lib
 from fast_attention import chunk as chunk_lib
 from fast_attention import features as features_lib
+from fast_attention import residuals as residuals_lib
 from fast_attention import state as state_lib
 
 
@@ -39,8 +40,16 @@ def sweep(
   spec: chunk_lib.Sweep,
   inputs: chunk_lib.Inputs,
   rows: features_lib.Rows | None,
+  before: chunk_lib.Carry | None = None,
 ) -> attend_lib.Sums:
-  """Attention sums of every query over what the sweep has seen."""
+  """Attention sums of every query over what the sweep has seen.
+
+  Args:
+    spec: what the sweep does.
+    inputs: whole rows.
+    rows: of the feature map, or None.
+    before: keys seen before the first chunk, of all heads; None is none.
+  """
   groups = spec.head_groups(inputs.query_BLHK.shape[2])
   C = spec.chunk_length
 
@@ -62,21 +71,22 @@ def sweep(
       )
     return (next_carries, sums), None
 
-  first = _first_carries(spec, rows, inputs, groups)
+  first = _first_carries(spec, rows, inputs, before, groups)
   (_, sums), _ = _loop(spec, inputs, body, (first, _empty_sums(spec, inputs)))
   return sums
 
 
-def _sweep_fwd(spec, inputs, rows):
-  sums = sweep(spec, inputs, rows)
-  return sums, (inputs, rows, sums)
+def _sweep_fwd(spec, inputs, rows, before):
+  sums = residuals_lib.named(sweep(spec, inputs, rows, before))
+  return sums, (inputs, rows, before, sums)
 
 
 def _sweep_bwd(spec, residuals, cotangents: attend_lib.Sums):
-  inputs, rows, sums = residuals
+  inputs, rows, before, sums = residuals
   groups = spec.head_groups(inputs.query_BLHK.shape[2])
   C = spec.chunk_length
-  carries = _carries(spec, rows, inputs, sums, groups)
+  first_carries = _first_carries(spec, rows, inputs, before, groups)
+  carries = _carries(spec, rows, inputs, sums, first_carries, groups)
 
   def body(carry, xs):
     number, chunk_carries = xs
@@ -111,16 +121,24 @@ def _sweep_bwd(spec, residuals, cotangents: attend_lib.Sums):
 
   # The cotangent of the last state: zero, as nothing reads it.
   first = jax.tree.map(
-    lambda x: jnp.zeros_like(x[0]),
-    [carry and carry.state._replace(log_scale_HB=None) for carry in carries],
+    jnp.zeros_like,
+    [
+      carry and carry.state._replace(log_scale_HB=None)
+      for carry in first_carries
+    ],
   )
   grads = jax.tree.map(jnp.zeros_like, inputs[:3])
-  (_, grads), _ = _loop(
+  (state_cotangents, grads), _ = _loop(
     spec, inputs, body, (first, grads), carries, is_backward=True
   )
   # The projection is not trained.
   zeros = jax.tree.map(jnp.zeros_like, rows)
-  return chunk_lib.Inputs(*grads, valid_BL=None, run_BL=None), zeros
+  d_before = None
+  if before is not None:
+    d_state = jax.tree.map(lambda *x: jnp.concatenate(x), *state_cotangents)
+    scale_HB = jnp.zeros_like(before.state.log_scale_HB)
+    d_before = chunk_lib.Carry(d_state._replace(log_scale_HB=scale_HB), None)
+  return chunk_lib.Inputs(*grads, valid_BL=None, run_BL=None), zeros, d_before
 
 
 sweep.defvjp(_sweep_fwd, _sweep_bwd)
@@ -161,9 +179,13 @@ def _empty_sums(spec, inputs: chunk_lib.Inputs) -> attend_lib.Sums:
 
 
 def _first_carries(
-  spec, rows, inputs: chunk_lib.Inputs, groups
+  spec, rows, inputs: chunk_lib.Inputs, before, groups
 ) -> list[chunk_lib.Carry | None]:
   """Of each stream; None where one chunk is all there is."""
+  if before is not None:
+    return [
+      before._replace(state=_rows_of(before.state, heads)) for heads in groups
+    ]
   B, L, _, K = inputs.query_BLHK.shape
   if spec.chunk_length == L:
     return [None] * len(groups)
@@ -183,9 +205,8 @@ def _first_carries(
   ]
 
 
-def _carries(spec, rows, inputs, sums: attend_lib.Sums, groups):
+def _carries(spec, rows, inputs, sums: attend_lib.Sums, first, groups):
   """The carry at the start of each chunk, computed again from the keys."""
-  first = _first_carries(spec, rows, inputs, groups)
   C = spec.chunk_length
   if first[0] is None:
     return first

@@ -32,6 +32,7 @@ def test_more_features_have_less_error(qkvg):
 @pytest.mark.parametrize(
   'is_causal', [True, pytest.param(False, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_equals_the_distance_written_out(is_causal, normal):
   """Packed, padded, and with queries that share a key head."""
   q, k = normal(2, 9, 4, 8), normal(2, 9, 2, 8)

@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(
-  'example', EXAMPLES, ids=['stats', 'raw', 'nnx', 'linen']
+  'example', EXAMPLES, ids=['stats', 'raw', 'nnx', 'linen', 'devices']
 )
 def test_example_runs(example):
   exec(compile(example, str(README), 'exec'), {})
