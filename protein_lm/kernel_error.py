@@ -71,7 +71,7 @@ def kernel_errors(model, tokens, *, segment_ids=None, attention_fn=None):
     return probe
 
   probed = nnx.merge(*nnx.split(model))
-  probed.scan_layers = probed.remat = False
+  probed.scan_layers, probed.remat = False, 'none'
   probed.attention_fns = tuple(probe_of(n) for n in range(model.num_layers))
   probed.hidden(tokens, segment_ids=segment_ids)
   return jax.tree.map(lambda *x: jnp.stack(x), *found)

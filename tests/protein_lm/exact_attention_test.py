@@ -75,3 +75,51 @@ def test_dropout_keeps_the_expected_sum_of_weights(rng):
 def test_equal_arguments_make_equal_hashable_values():
   assert exact_attention() == exact_attention()
   assert hash(exact_attention()) == hash(exact_attention())
+
+
+def test_long_rows_form_no_weights_unless_they_are_dropped(rng):
+  def forms_weights(**options):
+    lowered = jax.jit(
+      lambda x: exact_attention()(*x, is_causal=True, **options)
+    ).lower(_inputs(rng, length=300))
+    return 'x300x300xf32' in lowered.as_text()
+
+  assert not forms_weights()
+  assert forms_weights(dropout_rate=0.5, dropout_rng=rng, deterministic=False)
+
+
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    ({'mask': np.ones((2, 1, 1, 7), bool)}, 'does not do a mask'),
+    (
+      {'dropout_rate': 0.5, 'deterministic': False},
+      r'does not do attention dropout \(0.5\)',
+    ),
+  ],
+)
+def test_blocks_refuse_what_they_cannot_do(rng, options, said):
+  with pytest.raises(ValueError, match=said):
+    exact_attention(implementation='blockwise')(*_inputs(rng), **options)
+
+
+def test_cudnn_refuses_segments(rng):
+  with pytest.raises(ValueError, match='does not do segments'):
+    exact_attention(implementation='cudnn')(
+      *_inputs(rng), segment_ids=jnp.ones((2, 7), int)
+    )
+
+
+def test_an_unknown_implementation_is_refused():
+  with pytest.raises(ValueError, match="blockwise, cudnn, got 'flash'"):
+    exact_attention(implementation='flash')
+
+
+def test_without_the_kernel_the_choice_falls_to_blocks(rng, monkeypatch):
+  monkeypatch.setattr(
+    'protein_lm.exact_attention._suits_cudnn', lambda *_: True
+  )
+  inputs = _inputs(rng, length=130)
+  found = exact_attention()(*inputs, is_causal=True)  # no cuDNN on CPU
+  expected = exact_attention(implementation='plain')(*inputs, is_causal=True)
+  np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -65,6 +65,7 @@ def test_measuring_leaves_the_model_as_it_was():
   np.testing.assert_array_equal(model(TOKENS), before)
 
 
+@pytest.mark.slow
 def test_statistics_and_hybrids():
   aderf = make_fast_softmax_attention(
     nb_features=16, features_type='centred_aderf'
