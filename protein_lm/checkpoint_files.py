@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 FORMAT = 1
@@ -19,8 +20,23 @@ STATE = 'state'
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
+# A file that changed less than so long ago is hashed again each time: another
+# change could leave its size and its time, as coarse as 10 ms, as they are.
+_SETTLED_NS = 2 * 10**9
+# (device, inode, size, times of change) of files hashed by this process.
+_hashed: dict[tuple[int, ...], str] = {}
+
+
 class CheckpointError(RuntimeError):
   """A checkpoint that cannot be written, read or trusted."""
+
+
+class NotFoundError(CheckpointError):
+  """There is no complete checkpoint (of this step)."""
+
+
+class MismatchError(CheckpointError):
+  """A good checkpoint of another architecture than the one asked for."""
 
 
 def write_manifest(
@@ -101,7 +117,18 @@ def _check_manifest(content: dict[str, Any], step: int) -> None:
       raise ValueError(f'its entry of {name} is not a sha256 and a size')
 
 
+def check_files(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
+  """Compares every file of a checkpoint with its manifest."""
+  for name, entry in manifest['files'].items():
+    check_file(directory / name, entry)
+
+
 def check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
+  """Compares a file with its entry; one unchanged since is not read again.
+
+  Raises:
+    CheckpointError: it is missing, a link, unreadable or different.
+  """
   try:
     if path.is_symlink() or not path.is_file():
       raise CheckpointError(f'{path} is missing.')
@@ -111,18 +138,38 @@ def check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
         f'{path} has {size} bytes, its manifest says {entry["size"]}.'
       )
     with path.open('rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      digest = _hash(file)
   except OSError as error:
     raise CheckpointError(f'cannot read {path}: {reason(error)}') from error
   if digest != entry['sha256']:
     raise CheckpointError(f'{path} differs from the sha256 in its manifest.')
 
 
+def _hash(file: Any) -> str:
+  status = os.fstat(file.fileno())
+  changed = max(status.st_mtime_ns, status.st_ctime_ns)
+  identity = (status.st_dev, status.st_ino, status.st_size)
+  identity += (status.st_mtime_ns, status.st_ctime_ns)
+  if identity in _hashed:
+    return _hashed[identity]
+  digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  if time.time_ns() - changed > _SETTLED_NS:
+    _hashed[identity] = digest
+  return digest
+
+
 def sync_and_hash(path: pathlib.Path) -> tuple[str, int]:
+  """Returns sha256 and size of a file that is on the disk from now on.
+
+  Its pages leave the cache, so that who reads it next reads the disk.
+  """
   with path.open('rb') as file:
     os.fsync(file.fileno())
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    return digest, file.tell()
+    size = file.tell()
+    if hasattr(os, 'posix_fadvise'):  # not on macOS
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return digest, size
 
 
 def sync_directory(path: str | os.PathLike) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from protein_lm import checkpoint_processes as processes
 from protein_lm.checkpoint_files import CheckpointError, reason
 
 _held_locks: set[int] = set()
@@ -29,13 +30,20 @@ os.register_at_fork(after_in_child=_drop_locks_in_child)
 def lock(work_dir: str | os.PathLike) -> Iterator[None]:
   """Holds work_dir for this process; the kernel frees it, even after kill -9.
 
+  Of the several processes of one run the first holds it for all.
+
   Raises:
     CheckpointError: another trainer holds it, or work_dir cannot be written.
   """
+  if not processes.is_first():
+    yield
+    return
   path = pathlib.Path(work_dir) / 'trainer.lock'
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # A link in a folder from elsewhere would have its target emptied.
+    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    descriptor = os.open(path, how, 0o644)
   except OSError as error:
     raise CheckpointError(
       f'cannot use work_dir {work_dir}: {reason(error)}'
