@@ -6,6 +6,14 @@ Which tokens count: residues and EOS do; BOS, PAD and the ambiguous letters
 B X Z do not (`Batch.weights`); masked models are never asked for EOS.
 Everything is aligned with `batch.tokens`: entry (b, l) is about token (b, l)
 as a target.
+
+Training minimises the nll, or with label smoothing e and z-loss c
+
+    (1 - e) nll + e (log Z - mean logit) + c (log Z)^2
+
+where log Z is the logsumexp of a token's logits: cross-entropy with the target
+spread over the vocabulary (arXiv 1512.00567, 7) and a pull of log Z to 0
+(arXiv 2204.02311, 5). The metrics, and evaluation, are of the plain nll.
 """
 
 import dataclasses
@@ -28,22 +36,90 @@ class TokenScores(NamedTuple):
   nll: -log p(token) in nats, float32, softmax over the full vocabulary.
   correct: the token is the most probable one.
   weights: 1 where the token counts, else 0.
+  loss: what training minimises, float32, or None where that is the nll.
   """
 
   nll: jax.Array
   correct: jax.Array
   weights: jax.Array
+  loss: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalObjective:
-  """Every token from those before it in its segment."""
+class Objective:
+  """What training asks of a model; subclasses give the scores.
+
+  A step calls `draw` for its whole batch, then `train_scores` for parts of
+  what that gave (microbatches.py); evaluation calls `eval_scores`.
+  """
 
   counted_share = 1.0  # of the residues and EOS of a training batch
 
+  def draw(self, batch, rng):
+    """What is random in a batch, apart from the model.
+
+    Returns:
+      (a tree of arrays [B, L] for train_scores, the key for train_scores).
+    """
+    return batch, rng
+
+  def regularized(self, label_smoothing, z_loss):
+    """This objective with label smoothing and z-loss in training.
+
+    Raises:
+      ValueError: unless both are 0, where there are no tokens to predict.
+    """
+    if label_smoothing or z_loss:
+      raise ValueError(
+        f'make_train_step.label_smoothing={label_smoothing} and z_loss='
+        f'{z_loss} are of models that predict tokens, and this one trains on '
+        f'{type(self).__name__}: set both to 0.'
+      )
+    return self
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenObjective(Objective):
+  """The part common to the two that predict tokens."""
+
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+
+  def regularized(self, label_smoothing, z_loss):
+    """See Objective.
+
+    Raises:
+      ValueError: unless 0 <= label_smoothing < 1 and 0 <= z_loss.
+    """
+    if not 0 <= label_smoothing < 1:
+      raise ValueError(
+        'make_train_step.label_smoothing must be within [0, 1), got '
+        f'{label_smoothing}.'
+      )
+    if z_loss < 0:
+      raise ValueError(f'make_train_step.z_loss must be >= 0, got {z_loss}.')
+    return dataclasses.replace(
+      self, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+
+  def _with_loss(self, scores, logits_BLV):
+    """The scores with what training minimises."""
+    if not (self.label_smoothing or self.z_loss):
+      return scores
+    logits_BLV = logits_BLV.astype(jnp.float32)
+    log_normalizer_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    uniform_BL = log_normalizer_BL - jnp.mean(logits_BLV, axis=-1)
+    loss_BL = scores.nll + self.label_smoothing * (uniform_BL - scores.nll)
+    return scores._replace(loss=loss_BL + self.z_loss * log_normalizer_BL**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalObjective(TokenObjective):
+  """Every token from those before it in its segment."""
+
   def train_scores(self, model, batch, rng):
     """TokenScores of a training step; rng is the step's key."""
-    return self._scores(model, batch, rng)
+    return self._with_loss(*self._scores(model, batch, rng))
 
   def eval_scores(self, model, batch, mask_BL=None):
     """TokenScores, deterministic. Causal models take no mask.
@@ -53,7 +129,7 @@ class CausalObjective:
     """
     if mask_BL is not None:
       raise ValueError('a causal model predicts every token; pass no mask.')
-    return self._scores(model, batch, None)
+    return self._scores(model, batch, None)[0]
 
   def _scores(self, model, batch, rng):
     logits_BLV = _apply(model, batch.tokens, batch, rng)
@@ -61,11 +137,12 @@ class CausalObjective:
     ahead_BLV = jnp.pad(logits_BLV[:, :-1], ((0, 0), (1, 0), (0, 0)))
     same_BL = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
     same_BL = jnp.pad(same_BL, ((0, 0), (1, 0)))
-    return _token_scores(ahead_BLV, batch.tokens, batch.weights * same_BL)
+    scores = _token_scores(ahead_BLV, batch.tokens, batch.weights * same_BL)
+    return scores, ahead_BLV
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedObjective:
+class MaskedObjective(TokenObjective):
   """A share of the residues from all the others (arXiv 1810.04805, 3.1)."""
 
   mask_rate: float = 0.15
@@ -75,12 +152,19 @@ class MaskedObjective:
     """Share of the residues of a training batch that counts."""
     return self.mask_rate
 
-  def train_scores(self, model, batch, rng):
-    """TokenScores on a corrupted batch; rng is the step's key."""
+  def draw(self, batch, rng):
+    """((batch with the weights of the masked residues, tokens shown), key)."""
     corrupt_rng, model_rng = jax.random.split(rng)
     tokens_BL, mask_BL = corrupt(corrupt_rng, batch, self.mask_rate)
-    logits_BLV = _apply(model, tokens_BL, batch, model_rng)
-    return _token_scores(logits_BLV, batch.tokens, batch.weights * mask_BL)
+    asked = batch._replace(weights=batch.weights * mask_BL)
+    return (asked, tokens_BL), model_rng
+
+  def train_scores(self, model, drawn, rng):
+    """TokenScores on what `draw` gave; rng is the model's key."""
+    batch, tokens_BL = drawn
+    logits_BLV = _apply(model, tokens_BL, batch, rng)
+    scores = _token_scores(logits_BLV, batch.tokens, batch.weights)
+    return self._with_loss(scores, logits_BLV)
 
   def eval_scores(self, model, batch, mask_BL):
     """TokenScores of the residues in mask_BL, all of them shown as MASK.
@@ -117,12 +201,19 @@ def masked_objective(mask_rate: float = 0.15):
   """
   if not 0 < mask_rate < 1:
     raise ValueError(f'mask_rate must be within (0, 1), got {mask_rate}.')
-  return MaskedObjective(mask_rate)
+  return MaskedObjective(mask_rate=mask_rate)
 
 
 def make_objective(name):
-  """The objective a model class names: 'causal' or 'masked'."""
-  return {'causal': causal_objective, 'masked': masked_objective}[name]()
+  """The objective a model class names, such as 'causal' or 'masked'."""
+  from protein_lm import label_objectives  # which imports this module
+
+  return {
+    'causal': causal_objective,
+    'masked': masked_objective,
+    'regression': label_objectives.regression_objective,
+    'classification': label_objectives.classification_objective,
+  }[name]()
 
 
 def corrupt(rng, batch, mask_rate):
@@ -187,6 +278,12 @@ def sums(scores, tokens_BL):
     'residue_loss': jnp.sum(scores.nll * residue_BL),
     'num_residues': jnp.sum(residue_BL),
   }
+
+
+def training_loss(scores):
+  """The sum over the tokens that count of what training minimises."""
+  loss_BL = scores.nll if scores.loss is None else scores.loss
+  return jnp.sum(loss_BL * scores.weights)
 
 
 def _apply(model, tokens_BL, batch, rng):

@@ -112,6 +112,73 @@ def test_sums_count_eos_apart():
   assert sums['num_residues'] == sums['residue_loss'] == 2
 
 
+class Bigram:
+  """A model whose logits are a row of a table."""
+
+  table = np.random.default_rng(0).normal(0, 2, (vocab.SIZE, vocab.SIZE))
+
+  def __call__(self, tokens, **kwargs):
+    return jnp.asarray(self.table, jnp.float32)[tokens]
+
+
+@pytest.mark.parametrize('name', ['causal', 'masked'])
+@pytest.mark.parametrize(
+  'smoothing, z_loss', [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.2, 0.01)]
+)
+def test_training_minimises_the_formula_and_reports_the_nll(
+  name, smoothing, z_loss, rng
+):
+  batch = make_batch(np.random.default_rng(1).integers(0, 20, (8, 40)))
+  objective = objectives.make_objective(name).regularized(smoothing, z_loss)
+  drawn, model_rng = objective.draw(batch, rng)
+  scores = objective.train_scores(Bigram(), drawn, model_rng)
+  shown = np.asarray(batch.tokens if name == 'causal' else drawn[1])
+  logits = Bigram.table[shown]
+  if name == 'causal':
+    logits = np.roll(logits, 1, axis=1)
+  log_z = np.log(np.exp(logits).sum(-1))
+  log_probs = logits - log_z[..., None]
+  target = np.eye(vocab.SIZE)[batch.tokens]
+  spread = (1 - smoothing) * target + smoothing / vocab.SIZE
+  loss = -(spread * log_probs).sum(-1) + z_loss * log_z**2
+  weights = np.asarray(scores.weights)
+  assert weights.sum() > 20
+  assert float(objectives.training_loss(scores)) == pytest.approx(
+    (loss * weights).sum(), rel=1e-5
+  )
+  assert float(objectives.sums(scores, batch.tokens)['loss']) == pytest.approx(
+    -((target * log_probs).sum(-1) * weights).sum(), rel=1e-5
+  )
+
+
+def test_masked_training_asks_for_what_was_drawn_and_nothing_else(rng):
+  batch = make_batch(np.random.default_rng(1).integers(0, 20, (8, 40)))
+  objective = objectives.MaskedObjective(mask_rate=0.3)
+  drawn, _ = objective.draw(batch, rng)
+  oracle = Oracle()
+  scores = objective.train_scores(oracle, drawn, None)
+  corrupt_rng, _ = jax.random.split(rng)
+  shown, chosen = objectives.corrupt(corrupt_rng, batch, 0.3)
+  np.testing.assert_array_equal(oracle.seen, shown)
+  np.testing.assert_array_equal(scores.weights, chosen)
+
+
+@pytest.mark.parametrize(
+  'numbers, words',
+  [((1.0, 0.0), 'label_smoothing must be within'), ((0.0, -1.0), 'z_loss')],
+)
+def test_a_loss_that_is_none_is_refused(numbers, words):
+  with pytest.raises(ValueError, match=words):
+    objectives.CausalObjective().regularized(*numbers)
+
+
+def test_what_predicts_no_tokens_refuses_label_smoothing():
+  objective = objectives.Objective()
+  assert objective.regularized(0.0, 0.0) is objective
+  with pytest.raises(ValueError, match='label_smoothing=0.1 .* set both to 0'):
+    objective.regularized(0.1, 0.0)
+
+
 def test_a_mask_rate_outside_0_1_is_refused():
   with pytest.raises(ValueError, match='got 1.5'):
     objectives.masked_objective(1.5)
