@@ -159,7 +159,7 @@ class Prefetch:
 
       return jax.make_array_from_callback(shape, self._sharding, part)
 
-    return Batch(*map(put, batch))
+    return type(batch)(*map(put, batch))
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from protein_lm import layouts
+from protein_lm import layouts, sharding
 from protein_lm.batches import BucketBatches, RowBatches
+from protein_lm.mesh import make_mesh
 from protein_lm.prefetch import LostBatchError, Prefetch, local_rows
 from protein_lm.proteins import MemoryStore, from_sequences
 
@@ -59,11 +60,21 @@ def is_gone(process):
 @pytest.mark.parametrize('num_devices, num_workers', [(1, 0), (2, 2), (4, 0)])
 def test_batches_are_the_same_from_anywhere(batches, num_devices, num_workers):
   expected = [digest(batches.make(3, step)) for step in range(201)]
-  sharding = sharding_over(num_devices)
-  options = dict(sharding=sharding, num_workers=num_workers)
+  where = sharding_over(num_devices)
+  options = dict(sharding=where, num_workers=num_workers)
   assert digests(batches, 0, 201, **options) == expected
   if not num_workers:
     assert digests(batches, START, 201, **options) == expected[START:]
+
+
+@pytest.mark.parametrize('sizes', [(4, 1, 1, 2), (2, 2, 2, 1), (1, 2, 1, 4)])
+def test_batches_are_the_same_on_any_mesh(batches, sizes):
+  expected = [digest(batches.make(3, step)) for step in range(START, START + 9)]
+  where = sharding.batch_sharding(make_mesh(4, (32,), None, *sizes))
+  assert digests(batches, START, START + 9, sharding=where) == expected
+  with Prefetch(batches, 3, 0, where) as ahead:
+    shard = next(ahead).tokens.addressable_shards[0].data
+  assert shard.shape == (4 // (sizes[0] * sizes[1]), 32 // sizes[3])
 
 
 def test_workers_give_batches_in_order_from_any_step(batches):
@@ -73,10 +84,10 @@ def test_workers_give_batches_in_order_from_any_step(batches):
 
 @pytest.mark.parametrize('spec', [(), ('data',), (None, 'data')])
 def test_batches_lie_on_the_devices_that_were_named(batches, spec):
-  sharding = sharding_over(4, spec)
-  with Prefetch(batches, 0, 0, sharding) as ahead:
+  where = sharding_over(4, spec)
+  with Prefetch(batches, 0, 0, where) as ahead:
     batch = next(ahead)
-  assert all(array.sharding == sharding for array in batch)
+  assert all(array.sharding == where for array in batch)
   np.testing.assert_array_equal(batch.tokens, batches.make(0, 0).tokens)
 
 

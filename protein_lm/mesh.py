@@ -1,0 +1,121 @@
+"""The mesh, `mesh` in gin: how the devices of a run share its work.
+
+Four axes. `data` cuts the rows of a batch; `fsdp` cuts the rows too, and with
+them the parameters and the optimiser's state; `tensor` cuts the heads of the
+attention and the width of the MLP; `sequence` cuts long rows. What lies where
+is in sharding.py.
+"""
+
+from collections.abc import Sequence
+
+import gin
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+
+@gin.configurable('mesh', denylist=['batch_size', 'lengths', 'model'])
+def make_mesh(
+  batch_size: int,
+  lengths: Sequence[int] = (),
+  model=None,
+  data: int | None = None,
+  fsdp: int = 1,
+  tensor: int = 1,
+  sequence: int = 1,
+) -> Mesh:
+  """The devices of the run, in the order that suits their connections.
+
+  Args:
+    batch_size: rows of a batch, over all devices.
+    lengths: tokens of a row, all that batches come in (one without buckets).
+    model: FlaxModel, or an abstract one; None to leave `tensor` unchecked.
+    data: parts of a batch. None takes all accelerators that the other axes
+      leave and the rows can be cut for; one process on a CPU takes 1, as its
+      devices share the same cores.
+    fsdp: parts of a batch, and of the parameters and the optimiser's state.
+    tensor: parts of the heads and of the MLP's width.
+    sequence: parts of a row.
+
+  Returns:
+    jax.sharding.Mesh with the axes data, fsdp, tensor, sequence, to be entered
+    by jax.set_mesh. Of the axis type Auto: the compiler places what sharding.py
+    says nothing of.
+
+  Raises:
+    ValueError: the devices, the rows, the lengths or the model cannot be cut
+      like this.
+  """
+  devices = _devices()
+  several = jax.process_count() > 1
+  for name, size in zip(AXES, (data, fsdp, tensor, sequence), strict=True):
+    if size is not None and (not isinstance(size, int) or size < 1):
+      raise ValueError(
+        f'mesh.{name} must be a whole number, at least 1, got {size!r}.'
+      )
+  rest = fsdp * tensor * sequence
+  if data is None:
+    room = max(len(devices) // rest, 1)
+    if not several:
+      on_cpu = devices[0].platform == 'cpu'
+      room = 1 if on_cpu else _most_parts(batch_size, fsdp, room)
+    data = room
+  sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+  product = ' x '.join(f'{name} {size}' for name, size in sizes.items())
+  num_used = data * rest
+  if num_used > len(devices):
+    raise ValueError(
+      f'mesh: {product} = {num_used} devices, and there are {len(devices)} '
+      f'({devices[0].device_kind}); make mesh.data or another axis smaller.'
+    )
+  if several and num_used < len(devices):
+    raise ValueError(
+      f'mesh: {product} = {num_used} devices, and {jax.process_count()} '
+      f'processes have {len(devices)}, which must all be used; make the axes '
+      'multiply to that, or start fewer processes.'
+    )
+  if batch_size % (data * fsdp):
+    raise ValueError(
+      f'mesh: {batch_size} rows of a batch cannot be cut for data {data} x '
+      f'fsdp {fsdp}; make data.batch_size a multiple of {data * fsdp}.'
+    )
+  for length in lengths:
+    if length % sequence:
+      raise ValueError(
+        f'mesh: rows of {length} tokens cannot be cut for sequence {sequence}; '
+        f'make data.max_len and data.buckets multiples of {sequence}.'
+      )
+  if model is not None:
+    _check_model(model, tensor)
+  if num_used < len(devices) and devices[0].platform != 'cpu':
+    idle = ', '.join(str(device) for device in devices[num_used:])
+    print(f'mesh: {product} leaves devices idle: {idle}.', flush=True)
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices[:num_used],
+  )
+
+
+def _devices():
+  """Those of all processes, or what jax_default_device names."""
+  device = jax.config.jax_default_device
+  return [device] if isinstance(device, jax.Device) else jax.devices(device)
+
+
+def _most_parts(num_rows, fsdp, room):
+  """The largest `data` up to room that the rows can be cut for, or room."""
+  fit = [n for n in range(1, room + 1) if num_rows % (n * fsdp) == 0]
+  return max(fit, default=room)
+
+
+def _check_model(model, tensor):
+  for name in ('num_heads', 'mlp_dim'):
+    value = getattr(model, name)
+    if value % tensor:
+      raise ValueError(
+        f'mesh: {name}={value} cannot be cut for tensor {tensor}; make it a '
+        f'multiple of {tensor}.'
+      )
