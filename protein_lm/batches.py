@@ -43,15 +43,37 @@ class Batch(NamedTuple):
   weights: np.ndarray
 
 
-def empty_batch(num_rows: int, max_len: int) -> Batch:
+class LabelledBatch(NamedTuple):
+  """A Batch with labels; see there for the others.
+
+  Attributes:
+    weights: float32, not 0 where there is a label that counts.
+    labels: [B, L] float32, NaN where there is none: of a residue at it, of a
+      protein at the last token of its segment. A class is its index, a number
+      is standardised.
+  """
+
+  tokens: np.ndarray
+  segment_ids: np.ndarray
+  positions: np.ndarray
+  weights: np.ndarray
+  labels: np.ndarray
+
+
+def empty_batch(
+  num_rows: int, max_len: int, labelled: bool = False
+) -> Batch | LabelledBatch:
   """A batch without proteins."""
   shape = num_rows, max_len
-  return Batch(
+  batch = Batch(
     np.full(shape, vocab.PAD_ID, np.int32),
     np.zeros(shape, np.int32),
     np.zeros(shape, np.int32),
     np.zeros(shape, np.float32),
   )
+  if labelled:
+    return LabelledBatch(*batch, np.full(shape, np.nan, np.float32))
+  return batch
 
 
 class RowBatches:
@@ -63,7 +85,14 @@ class RowBatches:
     num_counted: tokens of these steps that a causal model is scored on.
   """
 
-  def __init__(self, layouts, batch_size, attend_across=False, weights=None):
+  def __init__(
+    self,
+    layouts,
+    batch_size,
+    attend_across=False,
+    weights=None,
+    annotations=None,
+  ):
     """Plans the batches.
 
     Args:
@@ -72,7 +101,9 @@ class RowBatches:
       attend_across: makes a row one segment, whatever proteins lie in it.
       weights: share of the rows that come from each source, to any scale; by
         default its rows.
+      annotations: `annotations.Annotations` of each source, or None.
     """
+    self._annotations = annotations or [None] * len(layouts)
     self._layouts, self._batch_size = tuple(layouts), batch_size
     self._attend_across = attend_across
     rows = [layout.num_rows for layout in layouts]
@@ -100,14 +131,16 @@ class RowBatches:
   def make(self, seed: int, step: int, rows=slice(None)) -> Batch:
     """The batch of a step, or some of its rows: a slice, or numbers [R]."""
     numbers_R = np.arange(self._batch_size)[rows] + step * self._batch_size
-    batch = empty_batch(len(numbers_R), self._layouts[0].max_len)
+    batch = empty_batch(
+      len(numbers_R), self._layouts[0].max_len, _has_labels(self._annotations)
+    )
     source_R, number_R = self._interleaving.locate(numbers_R)
     for source, layout in enumerate(self._layouts):
       (where,) = np.nonzero(source_R == source)
       if where.size:
         pieces = layout.pieces(_source_seed(seed, source), number_R[where])
         pieces = pieces._replace(row=where[pieces.row])
-        _write_pieces(batch, layout.store, pieces)
+        _write_pieces(batch, layout.store, pieces, self._annotations[source])
     if self._attend_across:
       _join_segments(batch)
     return batch
@@ -121,8 +154,8 @@ class BucketBatches:
     num_counted: tokens of an epoch that a causal model is scored on.
   """
 
-  def __init__(self, layout: Bucketed):
-    self._layout = layout
+  def __init__(self, layout: Bucketed, annotations=None):
+    self._layout, self._annotations = layout, annotations
     self.num_steps = float(layout.num_batches)
     self.num_counted = layout.num_counted
 
@@ -137,9 +170,9 @@ class BucketBatches:
     """The batch of a step, or some of its rows: a slice, or numbers [R]."""
     num_rows, length = self.shape(seed, step)
     rows_R = np.arange(num_rows)[rows]
-    batch = empty_batch(len(rows_R), length)
+    batch = empty_batch(len(rows_R), length, _has_labels([self._annotations]))
     pieces = self._layout.pieces(seed, step, rows_R)
-    _write_pieces(batch, self._layout.store, pieces)
+    _write_pieces(batch, self._layout.store, pieces, self._annotations)
     return batch
 
 
@@ -148,7 +181,11 @@ def _source_seed(seed: int, source: int) -> int:
   return seed + (source << 32)
 
 
-def _write_pieces(batch: Batch, store, pieces: Pieces) -> None:
+def _has_labels(annotations) -> bool:
+  return any(x is not None and x.labels is not None for x in annotations)
+
+
+def _write_pieces(batch: Batch, store, pieces: Pieces, annotations) -> None:
   """Writes the pieces into their rows, side by side from the left."""
   row_S, _, first_S, length_S, backward_S = pieces
   num_S = np.arange(len(row_S)) - np.searchsorted(row_S, row_S)
@@ -173,6 +210,8 @@ def _write_pieces(batch: Batch, store, pieces: Pieces) -> None:
     )[begin:end]
   num_tokens_S = np.array([len(x) + NUM_ENDS for x in proteins], np.int64)
   _write_ends(batch, pieces, start_S, num_tokens_S)
+  if annotations is not None:
+    annotations.write(batch, pieces, start_S)
 
 
 def _write_ends(batch: Batch, pieces: Pieces, start_S, num_tokens_S) -> None:

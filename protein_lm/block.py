@@ -5,16 +5,44 @@ F MLP width.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from fast_attention import lower_variance
+from protein_lm import attention_sharding
+from protein_lm.lora import LoraLinear
 from protein_lm.positions import apply_rotary
 
 # What the key of a training step is folded with, one number a purpose.
-DROPOUT, EMBED_DROPOUT, PROJECTION = range(3)
+DROPOUT, EMBED_DROPOUT, PROJECTION, MICROBATCH = range(4)
+
+
+class StepRng(NamedTuple):
+  """The key of a training step, and another one for its dropout.
+
+  A model takes it in place of the plain key that serves both.
+  """
+
+  step: jax.Array
+  dropout: jax.Array
+
+
+def microbatch_rng(rng, i):
+  """The key of the dropout in the i-th part of a step's batch."""
+  return jax.random.fold_in(jax.random.fold_in(rng, MICROBATCH), i)
+
+
+def dropout_rng_of(rng, purpose):
+  """The key of a training step's dropout, one for each purpose."""
+  rng = rng.dropout if isinstance(rng, StepRng) else rng
+  return jax.random.fold_in(rng, purpose)
+
+
+# Name of the masks, which a rematerialised layer keeps: a draw is slow.
+DROPOUT_MASK = 'dropout_mask'
 
 
 class Block(nnx.Module):
@@ -28,27 +56,36 @@ class Block(nnx.Module):
       rngs: nnx.Rngs for the initial weights.
     """
     num_heads, head_dim = model.num_heads, model.qkv_dim // model.num_heads
-    dense = functools.partial(
-      nnx.LinearGeneral,
-      dtype=model.dtype,
-      kernel_init=nnx.initializers.xavier_uniform(),
-      rngs=rngs,
-    )
+
+    def dense(name, *args, **kwargs):
+      linear = nnx.LinearGeneral
+      if model.lora_rank and name in model.lora_targets:
+        linear = functools.partial(
+          LoraLinear, rank=model.lora_rank, alpha=model.lora_alpha
+        )
+      return linear(
+        *args,
+        dtype=model.dtype,
+        kernel_init=nnx.initializers.xavier_uniform(),
+        rngs=rngs,
+        **kwargs,
+      )
+
     self.attention_norm = make_norm(model, rngs)
-    self.query = dense(model.emb_dim, (num_heads, head_dim))
-    self.key = dense(model.emb_dim, (num_heads, head_dim))
-    self.value = dense(model.emb_dim, (num_heads, head_dim))
-    self.out = dense((num_heads, head_dim), model.emb_dim, axis=(-2, -1))
+    self.query = dense('query', model.emb_dim, (num_heads, head_dim))
+    self.key = dense('key', model.emb_dim, (num_heads, head_dim))
+    self.value = dense('value', model.emb_dim, (num_heads, head_dim))
+    self.out = dense('out', (num_heads, head_dim), model.emb_dim, axis=(-2, -1))
     self.qk_norm = model.qk_norm
     if self.qk_norm:
       self.query_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
       self.key_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
     self.mlp_norm = make_norm(model, rngs)
-    self.mlp_in = dense(model.emb_dim, model.mlp_dim)
-    self.mlp_out = dense(model.mlp_dim, model.emb_dim)
+    self.mlp_in = dense('mlp_in', model.emb_dim, model.mlp_dim)
+    self.mlp_out = dense('mlp_out', model.mlp_dim, model.emb_dim)
     self.gated = model.mlp == 'swiglu'
     if self.gated:
-      self.mlp_gate = dense(model.emb_dim, model.mlp_dim)
+      self.mlp_gate = dense('mlp_gate', model.emb_dim, model.mlp_dim)
     self.rotary = model.position_embedding == 'rotary'
     self.causal = model.causal
     self.dropout_rate = model.dropout_rate
@@ -83,7 +120,7 @@ class Block(nnx.Module):
     """
     dropout_rngs = [None] * 3
     if rng is not None:
-      dropout_rng = jax.random.fold_in(rng, DROPOUT)
+      dropout_rng = dropout_rng_of(rng, DROPOUT)
       dropout_rngs = jax.random.split(jax.random.fold_in(dropout_rng, layer), 3)
     h_BLD = self.attention_norm(x_BLD)
     query_BLHK, key_BLHK = self.query(h_BLD), self.key(h_BLD)
@@ -95,11 +132,10 @@ class Block(nnx.Module):
       key_BLHK = apply_rotary(key_BLHK, positions_BL)
     measured = None
     if measured_BL is not None:
-      measured = lower_variance.measure(
-        query_BLHK, key_BLHK, measured_BL, measured_BL
-      )
+      measured = attention_sharding.measure(query_BLHK, key_BLHK, measured_BL)
     needs_stats = getattr(attention_fn, 'needs_stats', False)
-    attended_BLHK = attention_fn(
+    attended_BLHK = attention_sharding.attend(
+      attention_fn,
       query_BLHK,
       key_BLHK,
       self.value(h_BLD),
@@ -135,6 +171,7 @@ def dropout(x, rate, rng):
   if rng is None or rate == 0:
     return x
   keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
+  keep = checkpoint_name(keep, DROPOUT_MASK)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -142,6 +179,8 @@ def _projection_rng(attention_fn, layer, step_rng):
   """The key of this layer's random features; None for exact attention."""
   if not hasattr(attention_fn, 'projection_rng'):
     return None
+  if isinstance(step_rng, StepRng):
+    step_rng = step_rng.step
   if step_rng is not None:
     step_rng = jax.random.fold_in(step_rng, PROJECTION)
   return attention_fn.projection_rng(layer, step_rng)

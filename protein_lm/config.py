@@ -5,6 +5,8 @@ one line, `file:line: what is wrong (did you mean ...?)`. gin itself passes over
 duplicates, wrong types, misspelt scopes and unused bindings in silence.
 """
 
+import contextlib
+import copy
 import importlib
 import re
 import textwrap
@@ -21,14 +23,23 @@ find = config_reader.find
 MODULES = (
   'fast_attention.factories',
   'protein_lm.models',
+  'protein_lm.heads',
   'protein_lm.objectives',
+  'protein_lm.label_objectives',
   'protein_lm.data',
   'protein_lm.datasets.letters',
   'protein_lm.datasets.split_rule',
+  'protein_lm.early_stop',
+  'protein_lm.mesh',
   'protein_lm.optimizer',
+  'protein_lm.train_step',
   'protein_lm.experiment',
 )
 MAX_UNTRUSTED_BYTES = 1 << 20  # an operative config has about 5 kB
+
+# Names bound by the user, if anything was bound that was not; see vouches_for.
+_vouched: set[str] = set()
+_is_untrusted = False
 
 
 def register() -> None:
@@ -62,7 +73,7 @@ def parse(gin_files=(), gin_bindings=(), *, trusted: bool = True) -> None:
     bindings += more
     line += text.count('\n') + 1
   _check(bindings, trusted)
-  _bind(bindings)
+  _bind(bindings, trusted)
 
 
 def parse_text(
@@ -86,7 +97,19 @@ def parse_text(
     )
   bindings = config_reader.load(text, source, trusted, ())
   _check(bindings, trusted)
-  _bind(bindings)
+  _bind(bindings, trusted)
+
+
+def vouches_for(name: str) -> bool:
+  """Whether the user stands behind the value of a parameter.
+
+  True, unless an untrusted configuration was bound and no trusted one has bound
+  this name since. What is written to (`data.data_dir`) must be vouched for.
+
+  Args:
+    name: as written in a gin file, such as 'data.data_dir'.
+  """
+  return not _is_untrusted or name in _vouched
 
 
 def config_str() -> str:
@@ -105,8 +128,32 @@ def operative() -> str:
 
 
 def clear() -> None:
-  """Forgets all bindings, and which of them were used."""
+  """Forgets all bindings, which of them were used, and who made them."""
+  global _is_untrusted
+  _is_untrusted = False
+  _vouched.clear()
   gin.clear_config()
+
+
+@contextlib.contextmanager
+def isolated():
+  """Runs its body with nothing bound, then brings back what was.
+
+  For the configuration of another run, read while this one goes on. The body
+  calls nothing of this run that gin configures.
+  """
+  global _is_untrusted
+  tables = (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+  tables += (gin.config._SINGLETONS, _vouched)
+  kept, was_untrusted = [copy.copy(x) for x in tables], _is_untrusted
+  clear()
+  try:
+    yield
+  finally:
+    clear()
+    _is_untrusted = was_untrusted
+    for table, content in zip(tables, kept, strict=True):
+      table.update(content)
 
 
 def unused_bindings() -> list[str]:
@@ -140,7 +187,7 @@ def diff(old_text: str, new_text: str, names=None) -> str:
     new_text: another.
     names: only these configurables, such as ('FlaxModel', 'FlaxLM').
   """
-  old, new = _literals(old_text, 'old'), _literals(new_text, 'new')
+  old, new = literals(old_text, 'old'), literals(new_text, 'new')
   lines = []
   for key in sorted(old.keys() | new.keys()):
     selector = key.rsplit('/', 1)[-1].rsplit('.', 1)[0].rsplit('.', 1)[-1]
@@ -148,6 +195,26 @@ def diff(old_text: str, new_text: str, names=None) -> str:
     if before != after and (names is None or selector in names):
       lines.append(f'{key}: {before} -> {after}')
   return '\n'.join(lines)
+
+
+def literals(text: str, source: str = 'config') -> dict[str, str]:
+  """Returns 'scope/name.parameter' -> value as text, macros resolved.
+
+  Reads; nothing is looked up, imported or bound.
+  """
+  macros, values = {}, {}
+  for statement in config_reader.statements(text, source):
+    if isinstance(statement, config_parser.BindingStatement):
+      scope, selector, arg_name, value = statement[:4]
+      key = f'{scope}/{selector}' if scope else selector
+      if arg_name:
+        values[f'{key}.{arg_name}'] = value
+      else:
+        macros[key] = value
+  return {
+    key: repr(config_reader.resolved(value, macros, source))
+    for key, value in values.items()
+  }
 
 
 def strip_gin_context(error: BaseException) -> str:
@@ -259,7 +326,12 @@ def _is_constant(name) -> bool:
   return bool(gin.config._CONSTANTS.matching_selectors(name))
 
 
-def _bind(bindings) -> None:
+def _bind(bindings, trusted) -> None:
+  global _is_untrusted
+  _is_untrusted |= not trusted
+  (_vouched.update if trusted else _vouched.difference_update)(
+    config_schema.written(*binding.key) for binding in bindings
+  )
   with gin.unlock_config():
     for binding in bindings:
       try:
@@ -275,20 +347,3 @@ def _for_gin(value):
       return delegate.macro(value.name)
     return delegate.configurable_reference(value.name, value.evaluate)
   return config_reader.mapped(value, _for_gin)
-
-
-def _literals(text, source) -> dict[str, str]:
-  """Returns 'scope/name.parameter' -> value as text, macros resolved."""
-  macros, values = {}, {}
-  for statement in config_reader.statements(text, source):
-    if isinstance(statement, config_parser.BindingStatement):
-      scope, selector, arg_name, value = statement[:4]
-      key = f'{scope}/{selector}' if scope else selector
-      if arg_name:
-        values[f'{key}.{arg_name}'] = value
-      else:
-        macros[key] = value
-  return {
-    key: repr(config_reader.resolved(value, macros, source))
-    for key, value in values.items()
-  }

@@ -20,8 +20,10 @@ from typing import Any
 
 import gin
 
+from protein_lm import annotations as annotations_lib
+from protein_lm import config, layouts, mixture, prepare
 from protein_lm import data_arguments as arguments
-from protein_lm import layouts, mixture, prepare
+from protein_lm import labels as labels_lib
 from protein_lm import proteins as proteins_lib
 from protein_lm.batches import Batch, BucketBatches, RowBatches
 from protein_lm.prefetch import Prefetch
@@ -51,6 +53,8 @@ SETTING_DEFAULTS = {
   'data.buckets': None,
   'data.directions': 'forward',
   'data.attend_across_proteins': False,
+  'data.sequence_weights': None,
+  'data.labels': None,
   'data.order': 1,
 }
 _ORDER = 2
@@ -69,6 +73,8 @@ class Data:
   attend_across_proteins: bool = False
   weights: tuple[float, ...] | None = None
   num_workers: int = 0
+  sequence_weights: str | None = None
+  label_table: labels_lib.LabelTable | None = None
 
   @property
   def builder(self):
@@ -112,8 +118,43 @@ class Data:
       'data.buckets': self.buckets and list(self.buckets),
       'data.directions': self.directions,
       'data.attend_across_proteins': self.attend_across_proteins,
+      'data.sequence_weights': _digest(self.sequence_weights),
+      'data.labels': self.label_table and _digest(self.label_table.path),
       'data.order': _ORDER,
     }
+
+  @functools.cached_property
+  def _stores(self) -> list:
+    return [proteins_lib.open_store(b, 'train') for b in self.builders]
+
+  @functools.cached_property
+  def _annotations(self) -> annotations_lib.Training | None:
+    if self.sequence_weights is None and self.label_table is None:
+      return None
+    return annotations_lib.Training(
+      self.builders, self._stores, self.sequence_weights, self.label_table
+    )
+
+  @property
+  def label_facts(self) -> dict[str, Any] | None:
+    """What turns a model's outputs into labels, fit for JSON; None without.
+
+    'per' is protein or residue; 'classes' their names, or 'mean' and 'std' of
+    the training labels, by which numbers are standardised.
+    """
+    if self.label_table is None:
+      return None
+    table = self.label_table
+    facts = {'per': table.per}
+    if table.classes:
+      return facts | {'classes': list(table.classes)}
+    mean, std = self._annotations.label_scale
+    return facts | {'mean': mean, 'std': std}
+
+  def labels(self, split: str) -> labels_lib.Labels:
+    """The labels of the proteins of a split, as the table has them."""
+    proteins = self.proteins(split)
+    return self.label_table.of(proteins.ids, proteins.lengths)
 
   @functools.cached_property
   def _proteins(self) -> dict[str, Proteins]:
@@ -145,10 +186,13 @@ class Data:
   def batches(self) -> RowBatches | BucketBatches:
     """Makes the training batch of any step; can be sent to a process."""
     both = self.directions == 'both'
-    stores = [proteins_lib.open_store(b, 'train') for b in self.builders]
+    stores, annotations = self._stores, None
+    if self._annotations:
+      annotations = self._annotations.of_sources
     if self.buckets:
       return BucketBatches(
-        layouts.Bucketed(stores[0], self.buckets, self.batch_size, both)
+        layouts.Bucketed(stores[0], self.buckets, self.batch_size, both),
+        annotations and annotations[0],
       )
     layout = _LAYOUTS[self.layout]
     return RowBatches(
@@ -156,6 +200,7 @@ class Data:
       self.batch_size,
       self.attend_across_proteins,
       self.weights,
+      annotations,
     )
 
   @property
@@ -222,6 +267,13 @@ class Data:
     return EvalBatches(proteins, batch_size, max_len)
 
 
+def _digest(path) -> str | None:
+  if path is None:
+    return None
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def _fingerprint(builder) -> str:
   identity = {
     'name': builder.name,
@@ -233,7 +285,7 @@ def _fingerprint(builder) -> str:
   ).hexdigest()
 
 
-@gin.configurable('data', denylist=['work_dir'])
+@gin.configurable('data', denylist=['work_dir', 'trusted'])
 def open_data(
   work_dir: str | os.PathLike,
   source: str | tuple[str, ...] = 'human_swissprot',
@@ -246,6 +298,11 @@ def open_data(
   directions: str = 'forward',
   attend_across_proteins: bool = False,
   num_workers: int = 0,
+  sequence_weights: str | None = None,
+  labels: str | None = None,
+  labels_per: str = 'protein',
+  label_classes: tuple[str, ...] | None = None,
+  trusted: bool | None = None,
 ) -> Data:
   """Opens a data set, or several as a mixture; prepares it on first use.
 
@@ -269,6 +326,16 @@ def open_data(
     attend_across_proteins: with 'concatenated', makes a row one segment, so
       that attention goes from one protein to the next.
     num_workers: processes that make batches; 0 makes them in a thread.
+    sequence_weights: a table id,weight: the training loss of each protein is
+      multiplied by its weight (sequence_weights.py).
+    labels: a table id,label, for FlaxRegressor and FlaxClassifier (labels.py);
+      proteins without a label are read and count nothing.
+    labels_per: 'protein' or 'residue'.
+    label_classes: names of the classes; None if labels are numbers.
+    trusted: whether the user stands behind data_dir; by default, whether it is
+      not from a configuration found in a folder (config.vouches_for). What is
+      prepared in another one is read, and nothing is prepared outside work_dir
+      and TFDS's default folder.
 
   Raises:
     ValueError: one sentence on the argument, the file or the prepared copy
@@ -279,9 +346,19 @@ def open_data(
   arguments.check_whole('num_workers', num_workers, 0)
   arguments.check_choice('directions', directions, arguments.DIRECTIONS)
   arguments.check_layout(layout, max_len, buckets, attend_across_proteins)
+  arguments.check_annotations(
+    sequence_weights, labels, labels_per, label_classes, layout
+  )
+  label_table = None
+  if labels is not None:
+    label_table = labels_lib.LabelTable(labels, labels_per, label_classes)
   sources = arguments.as_sources(source, buckets)
   arguments.check_weights(weights, len(sources))
-  builders = tuple(_open_source(name, work_dir, data_dir) for name in sources)
+  if trusted is None:
+    trusted = config.vouches_for('data.data_dir')
+  builders = tuple(
+    _open_source(name, work_dir, data_dir, trusted) for name in sources
+  )
   if len(builders) > 1:
     mixture.check_builders(builders)
   return Data(
@@ -294,11 +371,19 @@ def open_data(
     attend_across_proteins=attend_across_proteins,
     weights=weights and tuple(weights),
     num_workers=num_workers,
+    sequence_weights=sequence_weights,
+    label_table=label_table,
   )
 
 
-def _open_source(source: str, work_dir, data_dir):
+def _open_source(source: str, work_dir, data_dir, trusted):
   if data_dir is None and prepare.is_file_source(source):
     data_dir = pathlib.Path(work_dir) / 'data'
-    prepare.make_private(data_dir)
-  return prepare.prepare(source, data_dir)
+    if trusted or not data_dir.is_symlink():
+      prepare.make_private(data_dir)
+  data_dir = pathlib.Path(data_dir or prepare.default_data_dir()).expanduser()
+  may_write = trusted or any(
+    data_dir.resolve().is_relative_to(pathlib.Path(folder).resolve())
+    for folder in (work_dir, prepare.default_data_dir())
+  )
+  return prepare.prepare(source, data_dir, may_write=may_write)

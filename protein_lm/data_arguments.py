@@ -87,6 +87,27 @@ def as_sources(source, buckets) -> tuple[str, ...]:
   return tuple(sources)
 
 
+def check_annotations(sequence_weights, labels, labels_per, classes, layout):
+  """Refuses arguments of weights and labels that go with no other."""
+  for name, path in (
+    ('sequence_weights', sequence_weights),
+    ('labels', labels),
+  ):
+    if path is not None and not isinstance(path, str):
+      raise ValueError(f'data.{name} must be a path, got {path!r}.')
+  check_choice('labels_per', labels_per, ('protein', 'residue'))
+  if classes is not None and labels is None:
+    raise ValueError(
+      f'data.label_classes = {classes!r} goes with data.labels; bind both or '
+      'none.'
+    )
+  if labels and labels_per == 'protein' and layout == 'concatenated':
+    raise ValueError(
+      'data.labels of proteins need rows of whole proteins: data.layout = '
+      f"'packed' or 'padded', got {layout!r}."
+    )
+
+
 def check_weights(weights, num_sources: int) -> None:
   """Refuses weights that are no share of the rows for each source."""
   if weights is None:

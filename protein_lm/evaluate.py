@@ -54,6 +54,12 @@ def evaluate(work_dir, step='latest', splits=None, gin_bindings=()):
   work_dir = pathlib.Path(work_dir)
   steps = (_good_steps(work_dir) or ['latest']) if step == 'all' else [step]
   loaded = loading.load(work_dir, steps[0], gin_bindings)
+  if loaded.model.objective not in ('causal', 'masked'):
+    raise ValueError(
+      f'{work_dir} holds a {type(loaded.model).__name__}, of labels '
+      'and not of residues: its metrics are in metrics.jsonl, and '
+      'python -m protein_lm.predict writes its predictions.'
+    )
   bound = '\n'.join(gin_bindings)
   if unused := [x for x in config.unused_bindings() if x in bound]:
     print(f'warning: nothing used {"; ".join(unused)}')

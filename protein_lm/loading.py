@@ -20,11 +20,13 @@ class LoadedModel:
     work_dir: folder of the run.
     step: step of the checkpoint.
     graphdef: static graph of the model.
-    params: nested dict of arrays.
+    params: nested dict of arrays; the averaged ones if the run kept an average
+      (`experiment.ema_decay`).
     attention_stats: of the attentions that need them, see calibrate; () if
       the checkpoint has none.
     config: the configuration, text in gin's syntax.
-    data_arguments: of data.open_data, as configured.
+    data_arguments: of data.open_data, as configured, and whether the caller's
+      gin_bindings stand behind data_dir.
     objective: what it was trained on, see objectives.py.
     metadata: saved with the checkpoint, such as `data_fingerprint`.
   """
@@ -128,7 +130,13 @@ def load(work_dir, step='latest', gin_bindings=()):
   config.parse((), gin_bindings)
   model_cls = gin.get_bindings('experiment')['model_cls']
   graphdef, abstract_params = steps.abstract_model(model_cls)
-  params, manifest = checkpoint.restore_params(work_dir, abstract_params, step)
+  has_average = gin.get_bindings('experiment').get('ema_decay') is not None
+  params, manifest = checkpoint.restore_params(
+    work_dir,
+    abstract_params,
+    step,
+    'ema_params' if has_average else 'params',
+  )
   attention_stats = ()
   abstract_stats = jax.eval_shape(
     lambda params: steps.merge_model(graphdef, params).init_attention_stats(),
@@ -145,7 +153,10 @@ def load(work_dir, step='latest', gin_bindings=()):
     params,
     attention_stats,
     config.config_str(),
-    gin.get_bindings('data'),
+    {
+      **gin.get_bindings('data'),
+      'trusted': config.vouches_for('data.data_dir'),
+    },
     objectives.make_objective(model_cls.objective),
     manifest['metadata'],
   )

@@ -16,9 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fast_attention import lower_variance
-from protein_lm import vocab
-from protein_lm.block import EMBED_DROPOUT, Block, dropout, make_norm
+from fast_attention import lower_variance, residuals
+from protein_lm import lora, sharding, vocab
+from protein_lm.block import (
+  DROPOUT_MASK,
+  EMBED_DROPOUT,
+  Block,
+  dropout,
+  dropout_rng_of,
+  make_norm,
+)
 from protein_lm.exact_attention import exact_attention
 from protein_lm.positions import positions_in_segments, sinusoid
 
@@ -26,12 +33,24 @@ PositionEmbedding = Literal['learned', 'sinusoidal', 'rotary']
 Norm = Literal['layernorm', 'rmsnorm']
 Mlp = Literal['gelu', 'swiglu']
 Dtype = Literal['float32', 'bfloat16']
+Remat = Literal['none', 'dots', 'full']
 
 _CHOICES = {
   'position_embedding': get_args(PositionEmbedding),
   'norm': get_args(Norm),
   'mlp': get_args(Mlp),
   'dtype': get_args(Dtype),
+  'remat': get_args(Remat),
+}
+
+
+# What jax.checkpoint keeps of a layer; None is nothing.
+_SAVED = {
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(residuals.NAME, DROPOUT_MASK),
+  ),
+  'full': None,
 }
 
 
@@ -72,7 +91,10 @@ class FlaxModel(nnx.Module):
     qk_norm: bool = False,
     dtype: Dtype = 'float32',
     scan_layers: bool = True,
-    remat: bool = False,
+    remat: bool | Remat = 'dots',
+    lora_rank: int = 0,
+    lora_alpha: float = 16.0,
+    lora_targets: tuple[str, ...] = ('query', 'value'),
     *,
     rngs: nnx.Rngs,
   ):
@@ -100,7 +122,15 @@ class FlaxModel(nnx.Module):
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and logits
         stay float32.
       scan_layers: compile one layer and scan over it.
-      remat: recompute each layer in the backward pass instead of storing it.
+      remat: what of a layer the backward pass computes again instead of
+        storing it: 'none' (or False) nothing; 'dots' all but the products with
+        weights, the output of attention and the dropout masks, which takes
+        less memory and on CPU less time; 'full' (or True) everything, which
+        takes the least memory and the time of a forward pass.
+      lora_rank: rank of the factors beside the kernels that lora_targets names
+        (lora.py); 0 for none.
+      lora_alpha: their product counts lora_alpha / lora_rank.
+      lora_targets: some of query, key, value, out, mlp_in, mlp_out, mlp_gate.
       rngs: nnx.Rngs for the initial weights.
 
     Raises:
@@ -115,7 +145,10 @@ class FlaxModel(nnx.Module):
     self.position_embedding, self.norm, self.mlp = position_embedding, norm, mlp
     self.tie_embeddings, self.qk_norm = tie_embeddings, qk_norm
     self.dtype = str(dtype)
-    self.scan_layers, self.remat = scan_layers, remat
+    self.scan_layers = scan_layers
+    self.remat = {False: 'none', True: 'full'}.get(remat, remat)
+    self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
+    self.lora_targets = tuple(lora_targets)
     if attention_fn is None:
       attention_fn = exact_attention()
     if not isinstance(attention_fn, (tuple, list)):
@@ -140,10 +173,13 @@ class FlaxModel(nnx.Module):
 
     self.blocks = make_blocks(rngs)
     self.final_norm = make_norm(self, rngs)
-    if not tie_embeddings:
+    self._make_output(rngs)
+
+  def _make_output(self, rngs):
+    if not self.tie_embeddings:
       self.output = nnx.Linear(
-        emb_dim,
-        vocab_size,
+        self.emb_dim,
+        self.vocab_size,
         kernel_init=nnx.initializers.normal(0.02),
         rngs=rngs,
       )
@@ -225,9 +261,9 @@ class FlaxModel(nnx.Module):
       positions = positions_in_segments(segment_ids)
     # Rows of the table have unit variance, as positions do.
     x_BLD = self.embed(tokens) * self.emb_dim**0.5
-    x_BLD = self._add_positions(x_BLD, positions)
+    x_BLD = sharding.constrain(self._add_positions(x_BLD, positions))
     if rng is not None:
-      embed_rng = jax.random.fold_in(rng, EMBED_DROPOUT)
+      embed_rng = dropout_rng_of(rng, EMBED_DROPOUT)
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
     measured_BL = tokens != vocab.PAD_ID if measures else None
     return self._apply_blocks(
@@ -290,7 +326,7 @@ class FlaxModel(nnx.Module):
 
     def apply_block(x_BLD, layer, params, stats, fn):
       block = nnx.merge(graphdef, params)
-      return block(
+      x_BLD, measured = block(
         x_BLD,
         fn,
         layer,
@@ -300,10 +336,16 @@ class FlaxModel(nnx.Module):
         stats,
         measured_BL,
       )
+      return sharding.constrain(x_BLD), measured
 
-    if self.remat:
+    is_scanned = self.scan_layers and self.num_layers % len(fns) == 0
+    is_scanned &= self.num_layers > len(fns)
+    if self.remat != 'none':
       apply_block = jax.checkpoint(
-        apply_block, static_argnums=(4,), prevent_cse=not self.scan_layers
+        apply_block,
+        static_argnums=(4,),
+        prevent_cse=not is_scanned,
+        policy=_SAVED[self.remat],
       )
 
     def apply_pattern(x_BLD, inputs):
@@ -383,6 +425,9 @@ def _check(model):
       raise ValueError(
         f'{name}.{argument} must be in [0, 1), got {getattr(model, argument)}.'
       )
+  lora.check(
+    name, model.lora_rank, model.lora_alpha, model.lora_targets, model.mlp
+  )
   if model.qkv_dim % model.num_heads:
     raise ValueError(
       f'{name}.qkv_dim={model.qkv_dim} must be a multiple of '

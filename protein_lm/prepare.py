@@ -183,6 +183,7 @@ def prepare(
   num_processes: int = 1,
   beam_runner: str | None = None,
   beam_options: tuple[str, ...] = (),
+  may_write: bool = True,
   **options,
 ):
   """Returns the builder of a prepared data set, preparing it if need be.
@@ -195,6 +196,7 @@ def prepare(
     beam_runner: of Apache Beam, which then prepares instead; the data_dir must
       be seen by all its workers.
     beam_options: of Beam, such as '--flink_master=host:8081'.
+    may_write: False refuses to prepare what is not.
     **options: of the builder.
 
   Raises:
@@ -208,6 +210,13 @@ def prepare(
     if not hasattr(builder, 'is_prepared') or builder.is_prepared():
       return builder
     folder = pathlib.Path(builder.data_dir).parent
+    if not may_write:
+      raise ValueError(
+        f'{source!r} is not prepared in {str(data_dir)!r}, and nothing is '
+        'written to a folder outside that only the configuration of a run '
+        'names: if it is right, name it yourself with '
+        f'--gin_bindings="data.data_dir = {str(data_dir)!r}".'
+      )
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if is_file_source(source):  # a user's own file is nobody else's business

@@ -70,6 +70,22 @@ def from_sequences(sequences: dict[str, str]) -> Proteins:
   )
 
 
+def read_fasta(path) -> Proteins:
+  """Reads the distinct proteins of a FASTA file; prints what was left out.
+
+  Raises:
+    ValueError: the file cannot be read, or holds no protein.
+  """
+  from protein_lm.datasets.collection import read_proteins
+  from protein_lm.datasets.fasta_file import FastaFiles
+  from protein_lm.datasets.intake import Tally
+
+  tally = Tally()
+  members = read_proteins(FastaFiles((pathlib.Path(path),)), tally)
+  print(f'{path}: {tally.summary()}', flush=True)
+  return from_sequences({protein.id: protein.sequence for protein in members})
+
+
 def with_ends(proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:
   """Returns flat tokens with BOS and EOS, [T] uint8, and offsets, [P + 1]."""
   starts = proteins.offsets + 2 * np.arange(len(proteins) + 1)
@@ -110,6 +126,22 @@ def load_proteins(builder, split: str) -> Proteins:
       builder.data_dir,
     )
   return _flatten(members)
+
+
+def read_ids(builder, split: str) -> list[str]:
+  """Reads the ids of a split, a file at a time, in the order of its stores.
+
+  Raises:
+    ValueError: no such split, or a file is missing or damaged.
+  """
+  _content(builder, split)
+  return [
+    protein.id
+    for path, size in _shards(builder, split)
+    for protein in _decoded(
+      path, _read_shard(path, size, builder), builder.data_dir
+    )
+  ]
 
 
 class MemoryStore:

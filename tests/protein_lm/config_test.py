@@ -119,7 +119,7 @@ def test_unknown_name_is_one_line_with_the_nearest(text, wrong, nearest):
       "1: cannot read the value rotary; text is quoted, 'rotary'",
     ),
     ('toy_model.tied = true', '1: true is written True'),
-    ("include 'nowhere.gin'", "1: there is no file 'nowhere.gin'"),
+    ("include 'zzz.gin'", "1: there is no file 'zzz.gin'"),
     (
       'import nowhere',
       "1: cannot import nowhere: No module named 'nowhere'",
@@ -396,3 +396,18 @@ def test_misspelt_binding_ends_training_within_six_seconds(tmp_path):
     "(did you mean 'emb_dim'?)\n",
   )
   assert not (tmp_path / 'run').exists()
+
+
+def test_an_isolated_configuration_leaves_no_trace():
+  config.register()
+  config.clear()
+  config.parse([], ["data.data_dir = 'mine'", 'FlaxModel.num_layers = 3'])
+  text = config.config_str()
+  for _ in range(2):
+    with config.isolated():
+      assert config.config_str().strip() == ''
+      config.parse_text("data.data_dir = 'theirs'", trusted=False)
+      assert not config.vouches_for('data.data_dir')
+    assert config.config_str() == text
+    assert config.vouches_for('data.data_dir')
+  config.clear()

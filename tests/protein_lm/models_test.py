@@ -1,5 +1,7 @@
 """The models: one parameter tree, no leak, no trace of padding or packing."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,61 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(num_fns):
       logits_and_grads(**options),
       expected,
     )
+
+
+def _compiled_gradient(num_layers=4, **options):
+  """The gradient of a small model, compiled, and its parameters."""
+  graphdef, params = train_step.split_model(
+    make(num_layers=num_layers, max_len=130, dropout_rate=0.1, **options)
+  )
+
+  def loss(params, tokens, rng):
+    model = train_step.merge_model(graphdef, params)
+    return jnp.mean(model(tokens, rng=rng, deterministic=False) ** 2)
+
+  tokens = random_tokens((4, 130))
+  gradient = jax.jit(jax.grad(loss))
+  arguments = (params, tokens, jax.random.key(1))
+  return gradient.lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize(
+  'fn',
+  [
+    exact_attention(),
+    pytest.param(
+      make_fast_softmax_attention(nb_features=16), marks=pytest.mark.slow
+    ),
+  ],
+)
+@pytest.mark.slow
+def test_rematerialised_layers_take_less_memory_for_equal_gradients(fn):
+  memory, grads = [], []
+  for remat in ('none', 'dots', 'full'):
+    compiled, arguments = _compiled_gradient(attention_fn=fn, remat=remat)
+    memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    grads.append(compiled(*arguments))
+  assert memory[0] > 1.2 * memory[1] > 1.2 * memory[2]
+  for found in grads[1:]:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, grads[0]
+    )
+
+
+@pytest.mark.slow
+def test_layers_cost_no_time_to_compile():
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    seconds = {4: [], 24: []}
+    for _ in range(3):
+      for num_layers, taken in seconds.items():
+        jax.clear_caches()
+        start = time.perf_counter()
+        _compiled_gradient(num_layers)
+        taken.append(time.perf_counter() - start)
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
+  assert min(seconds[24]) <= 1.5 * min(seconds[4])
 
 
 def test_a_binding_of_flax_model_reaches_its_subclasses():
