@@ -237,14 +237,15 @@ def _measure_temp_bytes(case: Case) -> int:
   call = make_torch(case)
   with open('/proc/self/clear_refs', 'w') as file:
     file.write('5')  # forgets the peak so far
-  before = _status_bytes('VmRSS')
+  before = status_bytes('VmRSS')
   outputs = call()
-  peak = _status_bytes('VmHWM')
+  peak = status_bytes('VmHWM')
   del outputs
   return max(0, peak - before - case.output_bytes)
 
 
-def _status_bytes(name):
+def status_bytes(name: str) -> int:
+  """A size of this process on Linux, such as VmRSS."""
   with open('/proc/self/status') as file:
     return 1024 * int(re.search(rf'{name}:\s*(\d+)', file.read())[1])
 
