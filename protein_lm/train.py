@@ -8,14 +8,15 @@ import os
 
 from absl import flags
 
-from protein_lm import cli
+from protein_lm import cli, distributed
 
 
 def train(argv):
   """Parses and checks the configuration, then runs the experiment."""
   del argv
-  from protein_lm import checkpoint, config
+  from protein_lm import checkpoint, config, profiler
 
+  profile_steps = profiler.parse(flags.FLAGS.profile_steps)
   work_dir = os.path.abspath(os.path.expanduser(flags.FLAGS.work_dir))
   if not flags.FLAGS.gin_files and checkpoint.steps(work_dir):
     config.register()
@@ -28,9 +29,15 @@ def train(argv):
     )
   cli.parse_gin_flags()
 
+  from protein_lm import compilation
   from protein_lm.experiment import run_experiment
 
-  run_experiment(work_dir, dry_run=flags.FLAGS.dry_run)
+  compilation.enable_cache()
+  with distributed.initialize():
+    distributed.check_shared(work_dir)
+    run_experiment(
+      work_dir, dry_run=flags.FLAGS.dry_run, profile_steps=profile_steps
+    )
 
 
 def main():
@@ -41,6 +48,13 @@ def main():
   flags.DEFINE_bool(
     'dry_run', False, 'Print what the run would take; train nothing.'
   )
+  flags.DEFINE_string(
+    'profile_steps',
+    None,
+    'Two numbers, such as 100,110: the steps between them are traced, to look '
+    'at with xprof.',
+  )
+  distributed.define_flags()
   cli.define_gin_flags()
   cli.run(train)
 

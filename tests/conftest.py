@@ -5,13 +5,18 @@ the trainers that tests start.
 """
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
 
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-)
+_flags = os.environ.get('XLA_FLAGS', '')
+_flags += ' --xla_force_host_platform_device_count=8'
+if 'xla_backend_optimization_level' not in _flags:
+  # Most of the time of the tests is compilation, and this halves it; with
+  # scripts/test.sh --all programs are compiled as users' are.
+  _flags += ' --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = _flags
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('MPLBACKEND', 'Agg')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # a worker inherits it
@@ -22,6 +27,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # a worker inherits it
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -30,3 +36,14 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def rng():
   """The key every test starts from."""
   return jax.random.key(0)
+
+
+@pytest.fixture
+def warned():
+  """The warnings logged during the test."""
+  records: list[str] = []
+  handler = logging.Handler(logging.WARNING)
+  handler.emit = lambda record: records.append(record.getMessage())
+  absl_logging.get_absl_logger().addHandler(handler)
+  yield records
+  absl_logging.get_absl_logger().removeHandler(handler)

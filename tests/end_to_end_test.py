@@ -149,6 +149,7 @@ def test_the_operative_config_stands_beside_the_weights(trained):
   assert 'FlaxModel.attention_fn = @exact_attention()' in text
 
 
+@pytest.mark.slow
 def test_resuming_at_any_checkpoint_equals_the_straight_run(tmp_path, fasta):
   bindings = [
     'experiment.num_train_steps = 12',
@@ -167,7 +168,7 @@ def test_resuming_at_any_checkpoint_equals_the_straight_run(tmp_path, fasta):
 
   def records(work_dir):
     return [
-      {k: v for k, v in r.items() if 'per_sec' not in k and r['step'] == 12}
+      {k: v for k, v in r.items() if not metrics.is_timed(k)}
       for r in metrics.read(work_dir)
     ][-1]
 
@@ -232,6 +233,7 @@ def test_a_signal_before_the_first_step_has_nothing_to_save(
   assert not checkpoint.steps(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_batches_on_resume_are_told(trained, fasta, tmp_path, capsys):
   shutil.copytree(trained, tmp_path / 'run')
   train(
@@ -244,6 +246,7 @@ def test_other_batches_on_resume_are_told(trained, fasta, tmp_path, capsys):
   assert 'data.batch_size: 4 -> 2' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_loaded_models_keep_their_own_data(trained, fasta, tmp_path):
   other = tmp_path / 'other.fasta'
   other.write_text(fasta.read_text().replace('>P0 ', '>Q0 '))

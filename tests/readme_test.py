@@ -48,11 +48,11 @@ def test_gin_lines_parse():
 
 
 def test_commands_name_flags_that_exist():
-  from protein_lm import cli, evaluate, prepare, train
+  from protein_lm import cli, distributed, evaluate, prepare, train
 
   sources = ''.join(
     pathlib.Path(module.__file__).read_text()
-    for module in (cli, evaluate, prepare, train)
+    for module in (cli, distributed, evaluate, prepare, train)
   )
   for flag in set(re.findall(r' --(\w+)', README)) - {'all'}:
     assert f"'{flag}'" in sources, flag

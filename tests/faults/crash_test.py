@@ -43,7 +43,9 @@ def start(work_dir, fasta):
   command += ['--gin_files=tiny.gin']
   command += [f'--gin_bindings={b}' for b in BINDINGS]
   command += [f"--gin_bindings=data.source = '{fasta}'"]
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  flags = os.environ['XLA_FLAGS'].split()
+  flags = [f for f in flags if 'device_count' not in f]  # one device
+  environment = {**os.environ, 'XLA_FLAGS': ' '.join(flags)}
   with work_dir.with_suffix('.out').open('a') as out:
     return subprocess.Popen(
       command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
@@ -78,7 +80,7 @@ def final_files(work_dir):
   with ocp.StandardCheckpointer() as checkpointer:
     arrays = jax.tree.map(np.asarray, checkpointer.restore(path))
   records = [
-    {k: v for k, v in record.items() if not k.endswith('_per_sec')}
+    {k: v for k, v in record.items() if not metrics.is_timed(k)}
     for record in metrics.read(work_dir)
   ]
   return arrays, records

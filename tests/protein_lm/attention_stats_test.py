@@ -136,6 +136,7 @@ def test_padding_is_not_measured(batch):
   assert_trees_close(measure(model, tokens), expected)
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_them_and_an_attention_may_be_swapped(
   batch, rng, tmp_path, caplog
 ):
