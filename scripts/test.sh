@@ -2,7 +2,7 @@
 # Runs every check: bash scripts/test.sh [--all] [pytest arguments]
 #
 #   bash scripts/test.sh                      lint, format, all but slow tests
-#   bash scripts/test.sh --all                slow tests too
+#   bash scripts/test.sh --all                slow tests too, on optimised programs
 #   bash scripts/test.sh tests/configs_test.py -k quickstart
 #
 # Makes .venv at the first run. Exits 0 only if everything passed.
@@ -13,7 +13,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 arguments=(-n 2)
 for argument in "$@"; do
   case $argument in
-    --all) arguments+=(-m '') ;;
+    --all)
+      arguments+=(-m '')
+      # As users' programs are compiled; see tests/conftest.py.
+      export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=3"
+      ;;
     -h | --help)
       sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit
