@@ -221,9 +221,10 @@ class Progress:
     self.num_tokens += sums['num_tokens']
     for name in _COUNTS:
       self.counts[name] += sums.get(name, 0.0)
-    self._skipped_in_a_row += 1
     if not sums['skipped_steps']:
       self._skipped_in_a_row = 0
+    elif sums.get('nonfinite_steps', 1) or sums.get('spiked_steps'):
+      self._skipped_in_a_row += 1  # not where no token counts
     if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
       raise FloatingPointError(
         f'{self._skipped_in_a_row} steps in a row before step {self._step} '

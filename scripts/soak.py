@@ -173,6 +173,7 @@ def kill_in_a_save(run, step, rng):
 def _stop(number):
   def stop(run, step, rng):
     trainer = Trainer(run)
+    trainer.said('parameters on')  # before, a signal ends it at once
     trainer.reached(step)
     trainer.send(number)
     code = trainer.end()
@@ -189,6 +190,7 @@ def _stop(number):
 
 def stop_twice(run, step, rng):
   trainer = Trainer(run)
+  trainer.said('parameters on')
   trainer.reached(step)
   trainer.send(signal.SIGTERM)
   time.sleep(rng.random() * 0.01)

@@ -64,6 +64,14 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run():
       progress.add(sums())
 
 
+def test_steps_without_a_counted_token_never_stop_the_run():
+  empty = sums(skipped=1.0) | {'nonfinite_steps': 0.0, 'spiked_steps': 0.0}
+  with Progress(0, 99, 'causal', {}) as progress:
+    for _ in range(2 * MAX_SKIPPED_STEPS):
+      progress.add(empty)
+    assert progress.saved()['skipped_steps'] == 2 * MAX_SKIPPED_STEPS
+
+
 def test_one_good_step_forgives_the_skipped_ones():
   with Progress(0, 99, 'causal', {}) as progress:
     for i in range(3 * MAX_SKIPPED_STEPS):
