@@ -26,10 +26,23 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # a worker inherits it
   atexit.register(shutil.rmtree, _cache_dir, ignore_errors=True)
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def fasta_60(tmp_path_factory):
+  """A FASTA file of 60 random proteins, of 20 to 79 residues."""
+  generator = np.random.default_rng(0)
+  path = tmp_path_factory.mktemp('fasta') / 'random.fasta'
+  letters = list('ACDEFGHIKLMNPQRSTVWY')
+  with path.open('w') as file:
+    for i in range(60):
+      file.write(f'>P{i}\n{"".join(generator.choice(letters, 20 + i))}\n')
+  return path
 
 
 @pytest.fixture

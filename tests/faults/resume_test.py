@@ -35,30 +35,19 @@ def _clear_gin():
   config.clear()
 
 
-@pytest.fixture(scope='module')
-def fasta(tmp_path_factory):
-  generator = np.random.default_rng(0)
-  path = tmp_path_factory.mktemp('fasta') / 'random.fasta'
-  letters = list('ACDEFGHIKLMNPQRSTVWY')
-  with path.open('w') as file:
-    for i in range(60):
-      file.write(f'>P{i}\n{"".join(generator.choice(letters, 20 + i))}\n')
-  return path
-
-
-def train(work_dir, fasta, *bindings):
+def train(work_dir, fasta_60, *bindings):
   config.clear()
   config.parse(
-    ['configs/tiny.gin'], [f"data.source = '{fasta}'", *BINDINGS, *bindings]
+    ['configs/tiny.gin'], [f"data.source = '{fasta_60}'", *BINDINGS, *bindings]
   )
   run_experiment(str(work_dir))
   return work_dir
 
 
 @pytest.fixture(scope='module')
-def straight(tmp_path_factory, fasta):
+def straight(tmp_path_factory, fasta_60):
   config.register()
-  return train(tmp_path_factory.mktemp('runs') / 'straight', fasta)
+  return train(tmp_path_factory.mktemp('runs') / 'straight', fasta_60)
 
 
 def cut_after(step, straight, work_dir):
@@ -82,10 +71,10 @@ def records(work_dir):
   [1, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 4, 5))],
 )
 def test_resuming_after_any_step_changes_no_bit(
-  tmp_path, fasta, straight, step
+  tmp_path, fasta_60, straight, step
 ):
   work_dir = cut_after(step, straight, tmp_path / 'run')
-  train(work_dir, fasta)
+  train(work_dir, fasta_60)
   found, expected = (
     checkpoint.read_arrays(folder, NUM_STEPS, prefix='')
     for folder in (work_dir, straight)
@@ -104,10 +93,10 @@ def test_resuming_after_any_step_changes_no_bit(
   ],
 )
 def test_other_devices_and_workers_go_on_with_the_same_examples(
-  tmp_path, fasta, straight, bindings
+  tmp_path, fasta_60, straight, bindings
 ):
   work_dir = cut_after(3, straight, tmp_path / 'run')
   dropout = 'FlaxModel.dropout_rate = 0.1'
-  train(work_dir, fasta, *bindings, dropout)
+  train(work_dir, fasta_60, *bindings, dropout)
   for found, expected in zip(records(work_dir), records(straight), strict=True):
     assert found == pytest.approx(expected, rel=1e-4)

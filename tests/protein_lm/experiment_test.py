@@ -1,6 +1,5 @@
 """How a run ends: at its last step, in time, or for want of progress."""
 
-import numpy as np
 import pytest
 
 from protein_lm import checkpoint, config, experiment, metrics, status
@@ -17,21 +16,10 @@ def _clear_gin():
   config.clear()
 
 
-@pytest.fixture(scope='module')
-def fasta(tmp_path_factory):
-  generator = np.random.default_rng(0)
-  path = tmp_path_factory.mktemp('fasta') / 'random.fasta'
-  letters = list('ACDEFGHIKLMNPQRSTVWY')
-  with path.open('w') as file:
-    for i in range(60):
-      file.write(f'>P{i}\n{"".join(generator.choice(letters, 20 + i))}\n')
-  return path
-
-
-def train(work_dir, fasta, *bindings, **arguments):
+def train(work_dir, fasta_60, *bindings, **arguments):
   config.clear()
   config.parse(
-    ['configs/tiny.gin'], [f"data.source = '{fasta}'", ATTENTION, *bindings]
+    ['configs/tiny.gin'], [f"data.source = '{fasta_60}'", ATTENTION, *bindings]
   )
   experiment.run_experiment(str(work_dir), **arguments)
 
@@ -56,47 +44,49 @@ def machine(monkeypatch):
 
 
 def test_minutes_fix_the_steps_and_the_run_keeps_them(
-  tmp_path, fasta, machine, capsys
+  tmp_path, fasta_60, machine, capsys
 ):
   minutes = ['experiment.num_train_steps = None', 'experiment.max_minutes = 6']
-  train(tmp_path, fasta, *minutes)
+  train(tmp_path, fasta_60, *minutes)
   assert '5 steps of 60.000 s fit in 6 minutes' in capsys.readouterr().out
   metadata = checkpoint.manifest(tmp_path, 5)['metadata']
   assert metadata['num_train_steps'] == 5
   machine[0] = 200.0  # starting took longer this time
-  train(tmp_path, fasta, *minutes)
+  train(tmp_path, fasta_60, *minutes)
   assert 'is finished: 5 of 5' in capsys.readouterr().out
 
 
 def test_a_run_out_of_time_is_evaluated_saved_and_goes_on(
-  tmp_path, fasta, machine, capsys
+  tmp_path, fasta_60, machine, capsys
 ):
   both = ['experiment.num_train_steps = 5', 'experiment.max_minutes = 6']
   machine[0] = 320.0  # of 360 seconds
-  train(tmp_path, fasta, *both)
+  train(tmp_path, fasta_60, *both)
   assert 'out of time: step 1 of 5 saved' in capsys.readouterr().out
   assert 'validation/loss' in metrics.read(tmp_path)[-1]
   assert checkpoint.steps(tmp_path) == [1]
   machine[0] = 0.0
-  train(tmp_path, fasta, *both)
+  train(tmp_path, fasta_60, *both)
   assert 'done: step 5 of 5' in capsys.readouterr().out
 
 
-def test_a_run_without_progress_ends_and_stays_ended(tmp_path, fasta, capsys):
+def test_a_run_without_progress_ends_and_stays_ended(
+  tmp_path, fasta_60, capsys
+):
   bindings = [
     'EarlyStop.patience_evals = 1',
     'EarlyStop.min_delta = 100.0',
     'experiment.eval_every_steps = 2',
   ]
-  train(tmp_path, fasta, *bindings)
+  train(tmp_path, fasta_60, *bindings)
   out = capsys.readouterr().out
   assert 'stopped early: step 4 of 6' in out
   assert checkpoint.manifest(tmp_path, 4)['metric'] is not None
-  train(tmp_path, fasta, *bindings)
+  train(tmp_path, fasta_60, *bindings)
   assert 'is finished: 4 of 6' in capsys.readouterr().out
 
 
-def test_a_run_is_seen_while_it_runs(tmp_path, fasta, monkeypatch):
+def test_a_run_is_seen_while_it_runs(tmp_path, fasta_60, monkeypatch):
   states, update = [], status.Status.update
 
   def watched(self, **fields):
@@ -104,7 +94,7 @@ def test_a_run_is_seen_while_it_runs(tmp_path, fasta, monkeypatch):
     update(self, **fields)
 
   monkeypatch.setattr(status.Status, 'update', watched)
-  train(tmp_path, fasta, profile_steps=(3, 4))
+  train(tmp_path, fasta_60, profile_steps=(3, 4))
   assert states[:2] == ['compiling', 'running']
   assert {'evaluating', 'saving'} < set(states)
   found = status.read(tmp_path)
@@ -113,6 +103,6 @@ def test_a_run_is_seen_while_it_runs(tmp_path, fasta, monkeypatch):
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
-def test_steps_or_minutes_must_be_given(tmp_path, fasta):
+def test_steps_or_minutes_must_be_given(tmp_path, fasta_60):
   with pytest.raises(ValueError, match='num_train_steps or .*max_minutes must'):
-    train(tmp_path, fasta, 'experiment.num_train_steps = None')
+    train(tmp_path, fasta_60, 'experiment.num_train_steps = None')
