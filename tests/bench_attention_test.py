@@ -130,6 +130,7 @@ def test_tiny_run_writes_table_and_figure(bench, tiny, capsys):
   assert 'than exact' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_skipped_row_says_so(bench, tiny, capsys):
   bench.sweep(dataclasses.replace(tiny, max_seconds=1e-9))
   assert capsys.readouterr().out.count('skipped: predicted') == 2

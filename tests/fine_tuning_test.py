@@ -154,6 +154,7 @@ def test_lora_learns_while_the_base_stays_bit_for_bit(folder, source):
   assert not lora.has_factors(lora.merge(run.state.params, 16.0))
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_bit_for_bit(folder, source):
   run = train(folder, 'make_optimizer.frozen_layers = 1', source=source)
   found, before = by_name(run.state.params), stored(source)

@@ -125,6 +125,7 @@ def test_gradients_of_values_wider_than_heads(
 @pytest.mark.parametrize(
   'is_causal', [True, pytest.param(False, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_heads_in_streams_match_reference(
   is_causal, qkvg, run_with_gradients, run_reference, assert_close, monkeypatch
 ):

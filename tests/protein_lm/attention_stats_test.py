@@ -66,6 +66,7 @@ def assert_trees_close(a, b):
   ],
   ids=['scan', 'unrolled', 'remat'],
 )
+@pytest.mark.slow
 def test_a_step_averages_what_its_batch_measures(options, batch, rng):
   model = make_model(**options)
   measured = jax.jit(models.FlaxLM.measure_attention_stats)(model, batch.tokens)

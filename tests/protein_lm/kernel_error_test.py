@@ -42,6 +42,7 @@ def test_more_features_have_less_error_in_every_layer(cls):
   assert np.all(many.error_H > 0)
 
 
+@pytest.mark.slow
 def test_an_exact_model_is_asked_what_a_swap_would_cost():
   model = make_model(exact_attention())
   own = kernel_errors(model, TOKENS)

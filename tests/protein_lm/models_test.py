@@ -68,7 +68,9 @@ def test_a_later_token_never_changes_earlier_logits(attention, options):
 
 @pytest.mark.parametrize('cls', [models.FlaxLM, models.FlaxBERT])
 @pytest.mark.parametrize('attention', ATTENTIONS)
-@pytest.mark.parametrize('options', ['published', 'modern'])
+@pytest.mark.parametrize(
+  'options', ['published', pytest.param('modern', marks=pytest.mark.slow)]
+)
 def test_alone_padded_and_packed_give_the_same_logits(cls, attention, options):
   model = make(cls, ATTENTIONS[attention](), **OPTIONS[options])
   alone = random_tokens((1, 11))
@@ -110,6 +112,7 @@ def test_one_parameter_tree_for_every_attention_scan_and_remat(cls):
     3,
   ],
 )
+@pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(num_fns):
   fns = (exact_attention(), make_fast_softmax_attention(nb_features=16))
   fns = (fns + fns)[:num_fns]

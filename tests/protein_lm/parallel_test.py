@@ -95,7 +95,7 @@ def alone():
 
 
 MESHES = [
-  (8, 1, 1, 1),
+  pytest.param((8, 1, 1, 1), marks=pytest.mark.slow),
   pytest.param((1, 8, 1, 1), marks=pytest.mark.slow),
   (2, 1, 2, 2),
   pytest.param((2, 2, 2, 1), marks=pytest.mark.slow),
