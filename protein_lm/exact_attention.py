@@ -84,7 +84,7 @@ class ExactAttention:
         out_BLHK = jax.nn.dot_product_attention(
           query, key, value, is_causal=causal, implementation='cudnn'
         )
-      except (RuntimeError, NotImplementedError, ValueError):
+      except (RuntimeError, ValueError):
         if self.implementation == 'cudnn':
           raise
         form = 'blockwise'  # This GPU or this cuDNN has no such kernel.

@@ -45,6 +45,22 @@ def fasta_60(tmp_path_factory):
   return path
 
 
+class Clock:
+  """A clock that is moved by hand."""
+
+  def __init__(self):
+    self.now = 1000.0
+
+  def __call__(self):
+    return self.now
+
+
+@pytest.fixture
+def clock():
+  """Seconds that pass when a test says so."""
+  return Clock()
+
+
 @pytest.fixture
 def rng():
   """The key every test starts from."""

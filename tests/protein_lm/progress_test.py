@@ -98,18 +98,7 @@ def test_without_a_terminal_a_record_is_a_line(capsys):
   assert out.rstrip().endswith('left')
 
 
-class Clock:
-  """A clock that is moved by hand."""
-
-  def __init__(self):
-    self.now = 1000.0
-
-  def __call__(self):
-    return self.now
-
-
-def test_rates_leave_out_evaluation_and_checkpoints():
-  clock = Clock()
+def test_rates_leave_out_evaluation_and_checkpoints(clock):
   with Progress(0, 10, 'causal', {}, clock=clock) as progress:
     progress.add(sums())
     clock.now += 2
@@ -130,8 +119,7 @@ def test_rates_leave_out_evaluation_and_checkpoints():
   assert record['train/compute_per_sec'] == pytest.approx(0.3)
 
 
-def test_the_first_step_compiles_outside_the_time():
-  clock = Clock()
+def test_the_first_step_compiles_outside_the_time(clock):
   with Progress(0, 10, 'causal', {}, clock=clock) as progress:
     clock.now += 100
     progress.add(sums())
@@ -153,8 +141,7 @@ def test_waiting_for_data_does_not_wait_for_the_step():
       pass
 
 
-def test_mfu_is_of_all_devices_and_of_training():
-  clock = Clock()
+def test_mfu_is_of_all_devices_and_of_training(clock):
   with Progress(
     0,
     10,
@@ -222,8 +209,7 @@ def test_the_fullest_device_is_recorded_where_devices_tell(monkeypatch):
   assert memory_bytes()['device_memory_bytes'] == 9
 
 
-def test_the_time_left_includes_evaluations():
-  clock = Clock()
+def test_the_time_left_includes_evaluations(clock):
   with Progress(0, 10, 'causal', {}, clock=clock) as progress:
     assert progress.seconds_left is None
     progress.add(sums())
@@ -233,8 +219,7 @@ def test_the_time_left_includes_evaluations():
     assert progress.seconds_left == 27
 
 
-def test_the_summary_is_one_line_with_all_that_counts():
-  clock = Clock()
+def test_the_summary_is_one_line_with_all_that_counts(clock):
   with Progress(
     4, 6, 'causal', {'num_tokens': 92.0}, recompilations=lambda: 0, clock=clock
   ) as progress:

@@ -5,21 +5,6 @@ import pytest
 from protein_lm.stopwatch import Lap, Stopwatch
 
 
-class Clock:
-  """A clock that is moved by hand."""
-
-  def __init__(self):
-    self.now = 1000.0
-
-  def __call__(self):
-    return self.now
-
-
-@pytest.fixture
-def clock():
-  return Clock()
-
-
 def test_a_lap_has_its_parts_and_the_next_one_begins_anew(clock):
   watch = Stopwatch(clock)
   watch.start()

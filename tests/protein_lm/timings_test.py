@@ -7,21 +7,6 @@ from protein_lm import timings
 from protein_lm.timings import Timings
 
 
-class Clock:
-  """A clock that the work below moves."""
-
-  def __init__(self):
-    self.now = 1000.0
-
-  def __call__(self):
-    return self.now
-
-
-@pytest.fixture
-def clock():
-  return Clock()
-
-
 def measure(clock, **arguments):
   """Timings of a step of 0.5 s that compiles in 8 s and counts 2 tokens."""
   done = []
