@@ -122,14 +122,7 @@ class Block(nnx.Module):
     if rng is not None:
       dropout_rng = dropout_rng_of(rng, DROPOUT)
       dropout_rngs = jax.random.split(jax.random.fold_in(dropout_rng, layer), 3)
-    h_BLD = self.attention_norm(x_BLD)
-    query_BLHK, key_BLHK = self.query(h_BLD), self.key(h_BLD)
-    if self.qk_norm:
-      query_BLHK = self.query_norm(query_BLHK)
-      key_BLHK = self.key_norm(key_BLHK)
-    if self.rotary:
-      query_BLHK = apply_rotary(query_BLHK, positions_BL)
-      key_BLHK = apply_rotary(key_BLHK, positions_BL)
+    query_BLHK, key_BLHK, value_BLHK = self.project(x_BLD, positions_BL)
     measured = None
     if measured_BL is not None:
       measured = attention_sharding.measure(query_BLHK, key_BLHK, measured_BL)
@@ -138,7 +131,7 @@ class Block(nnx.Module):
       attention_fn,
       query_BLHK,
       key_BLHK,
-      self.value(h_BLD),
+      value_BLHK,
       segment_ids=segment_ids_BL,
       is_causal=self.causal,
       rng=_projection_rng(attention_fn, layer, rng),
@@ -147,17 +140,40 @@ class Block(nnx.Module):
       dropout_rng=dropout_rngs[0],
       stats=stats if needs_stats else None,
     )
-    x_BLD += dropout(
-      self.out(attended_BLHK), self.dropout_rate, dropout_rngs[1]
-    )
+    return self.finish(x_BLD, attended_BLHK, *dropout_rngs[1:]), measured
+
+  def project(self, x_BLD, positions_BL):
+    """Queries, keys and values of every position, [B, L, H, K] each."""
+    h_BLD = self.attention_norm(x_BLD)
+    query_BLHK, key_BLHK = self.query(h_BLD), self.key(h_BLD)
+    if self.qk_norm:
+      query_BLHK = self.query_norm(query_BLHK)
+      key_BLHK = self.key_norm(key_BLHK)
+    if self.rotary:
+      query_BLHK = apply_rotary(query_BLHK, positions_BL)
+      key_BLHK = apply_rotary(key_BLHK, positions_BL)
+    return query_BLHK, key_BLHK, self.value(h_BLD)
+
+  def finish(self, x_BLD, attended_BLHK, out_rng=None, mlp_rng=None):
+    """The layer's output from its input and what its attention gave.
+
+    Args:
+      x_BLD: the input of the layer.
+      attended_BLHK: output of the attention of all heads.
+      out_rng: key of the dropout of the first residual branch, or None.
+      mlp_rng: that of the second.
+
+    Returns:
+      [B, L, D].
+    """
+    x_BLD += dropout(self.out(attended_BLHK), self.dropout_rate, out_rng)
     h_BLD = self.mlp_norm(x_BLD)
     h_BLF = self.mlp_in(h_BLD)
     if self.gated:
       h_BLF *= jax.nn.silu(self.mlp_gate(h_BLD))
     else:
       h_BLF = jax.nn.gelu(h_BLF)
-    x_BLD += dropout(self.mlp_out(h_BLF), self.dropout_rate, dropout_rngs[2])
-    return x_BLD, measured
+    return x_BLD + dropout(self.mlp_out(h_BLF), self.dropout_rate, mlp_rng)
 
 
 def make_norm(model, rngs):

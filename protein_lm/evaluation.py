@@ -54,6 +54,10 @@ class Scores:
       baselines.
     eos_nll: float [P], nats; None for baselines and masked models.
     objective: 'causal' or 'masked'.
+    predicted: int8 [T], the most probable token; None for baselines, like the
+      next two.
+    confidence: float [T], its probability.
+    rank: int8 [T], the number of tokens more probable than the target.
   """
 
   nll: np.ndarray
@@ -61,6 +65,18 @@ class Scores:
   correct: np.ndarray | None = None
   eos_nll: np.ndarray | None = None
   objective: str = 'causal'
+  predicted: np.ndarray | None = None
+  confidence: np.ndarray | None = None
+  rank: np.ndarray | None = None
+
+
+# What TokenScores says of a token beside its nll, as Scores keeps it.
+_DETAILS = {
+  'correct': np.bool_,
+  'predicted': np.int8,
+  'confidence': np.float32,
+  'rank': np.int8,
+}
 
 
 def score_split(
@@ -92,21 +108,27 @@ def score_split(
   """
   lengths_P = np.diff(proteins.offsets)
   nll_T = np.zeros(len(proteins.residues), np.float32)
-  correct_T = np.zeros(len(proteins.residues), np.bool_)
+  details = {}
   times_T = np.zeros(len(proteins.residues), np.int32)
   eos_nll_P = np.zeros(len(lengths_P), np.float32)
   eos_times_P = np.zeros(len(lengths_P), np.int32)
 
   def collect(eval_batch, token_scores):
     scored_BL = np.asarray(eval_batch.batch.weights) > 0
-    protein, residue, nll, correct = (
+    protein, residue, nll = (
       np.asarray(array_BL)[scored_BL]
       for array_BL in (eval_batch.protein_BL, eval_batch.residue_BL)
-      + (token_scores.nll, token_scores.correct)
+      + (token_scores.nll,)
     )
     is_eos = residue == lengths_P[protein]
     flat = (proteins.offsets[protein] + residue)[~is_eos]
-    nll_T[flat], correct_T[flat] = nll[~is_eos], correct[~is_eos]
+    nll_T[flat] = nll[~is_eos]
+    for name, dtype in _DETAILS.items():
+      array_BL = getattr(token_scores, name)
+      if array_BL is not None:
+        if name not in details:
+          details[name] = np.zeros(len(nll_T), dtype)
+        details[name][flat] = np.asarray(array_BL)[scored_BL][~is_eos]
     np.add.at(times_T, flat, 1)
     eos_nll_P[protein[is_eos]] = nll[is_eos]
     np.add.at(eos_times_P, protein[is_eos], 1)
@@ -127,14 +149,14 @@ def score_split(
   counted_T = counted_residues(proteins)
   _check_once(times_T, counted_T, proteins)
   if mask_T is not None:
-    return Scores(nll_T, counted_T & mask_T, correct_T, None, 'masked')
+    return Scores(nll_T, counted_T & mask_T, objective='masked', **details)
   if not np.all(eos_times_P == 1):
     wrong = int(np.argmax(eos_times_P != 1))
     raise RuntimeError(
       f'The end of {proteins.ids[wrong]} was scored {eos_times_P[wrong]} times '
       'instead of once.'
     )
-  return Scores(nll_T, counted_T, correct_T, eos_nll_P)
+  return Scores(nll_T, counted_T, eos_nll=eos_nll_P, **details)
 
 
 def _check_once(times_T, counted_T, proteins):

@@ -221,7 +221,12 @@ class FlaxModel(nnx.Module):
       rng=rng,
       deterministic=deterministic,
       stats=stats,
-    ).astype(jnp.float32)
+    )
+    return self.logits(x_BLD)
+
+  def logits(self, x_BLD):
+    """Logits [B, L, V], float32, of what `hidden` gives."""
+    x_BLD = x_BLD.astype(jnp.float32)
     if not self.tie_embeddings:
       return self.output(x_BLD)
     embedding_VD = self.embed.embedding[...].astype(jnp.float32)
@@ -259,9 +264,7 @@ class FlaxModel(nnx.Module):
       segment_ids = (tokens != vocab.PAD_ID).astype(jnp.int32)
     if positions is None:
       positions = positions_in_segments(segment_ids)
-    # Rows of the table have unit variance, as positions do.
-    x_BLD = self.embed(tokens) * self.emb_dim**0.5
-    x_BLD = sharding.constrain(self._add_positions(x_BLD, positions))
+    x_BLD = sharding.constrain(self.embed_tokens(tokens, positions))
     if rng is not None:
       embed_rng = dropout_rng_of(rng, EMBED_DROPOUT)
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
@@ -299,6 +302,12 @@ class FlaxModel(nnx.Module):
     """
     stats = self.init_attention_stats() if stats is None else stats
     return self._run(tokens, None, segment_ids, None, stats, True)[1]
+
+  def embed_tokens(self, tokens, positions):
+    """The input of the first layer, [B, L, D]."""
+    # Rows of the table have unit variance, as positions do.
+    x_BLD = self.embed(tokens) * self.emb_dim**0.5
+    return self._add_positions(x_BLD, positions)
 
   def _add_positions(self, x_BLD, positions_BL):
     if self.position_embedding == 'rotary':

@@ -37,12 +37,18 @@ class TokenScores(NamedTuple):
   correct: the token is the most probable one.
   weights: 1 where the token counts, else 0.
   loss: what training minimises, float32, or None where that is the nll.
+  predicted: int8, the most probable token.
+  confidence: its probability, float32.
+  rank: int8, the number of tokens more probable than the target.
   """
 
   nll: jax.Array
   correct: jax.Array
   weights: jax.Array
   loss: jax.Array | None = None
+  predicted: jax.Array | None = None
+  confidence: jax.Array | None = None
+  rank: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +307,14 @@ def _token_scores(logits_BLV, targets_BL, weights_BL):
   # A one-hot product fuses; gathering needs a slow scatter on the way back.
   one_hot_BLV = jax.nn.one_hot(targets_BL, logits_BLV.shape[-1])
   target_BL = jnp.sum(logits_BLV * one_hot_BLV, axis=-1)
-  nll_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - target_BL
-  correct_BL = jnp.argmax(logits_BLV, axis=-1) == targets_BL
-  return TokenScores(nll_BL, correct_BL, weights_BL)
+  log_normalizer_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+  predicted_BL = jnp.argmax(logits_BLV, axis=-1)
+  above_BLV = logits_BLV > target_BL[..., None]
+  return TokenScores(
+    log_normalizer_BL - target_BL,
+    predicted_BL == targets_BL,
+    weights_BL,
+    predicted=predicted_BL.astype(jnp.int8),
+    confidence=jnp.exp(jnp.max(logits_BLV, axis=-1) - log_normalizer_BL),
+    rank=jnp.sum(above_BLV, axis=-1, dtype=jnp.int8),
+  )
