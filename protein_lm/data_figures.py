@@ -3,12 +3,9 @@
 Nothing here uses pyplot, keeps global state or opens a window.
 """
 
-import base64
 import collections
-import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -20,15 +17,6 @@ NUM_ORGANISMS = 15  # drawn, of those that are known
 _QUANTILES = (0.05, 0.5, 0.95)  # of the lengths, marked in their histogram
 _INK, _GREY, _LIGHT = '#222222', '#666666', '#d8d8d8'
 _COLORS = ('#1f5fa8', '#e0912f', '#2f7d4f', '#a23b72', '#6b6b6b')
-
-
-def data_url(figure: Figure) -> str:
-  """A figure as an SVG image in a URL; the same figure gives the same one."""
-  buffer = io.BytesIO()
-  with matplotlib.rc_context({'svg.hashsalt': 'data_report'}):
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
-  data = base64.b64encode(buffer.getvalue()).decode()
-  return f'data:image/svg+xml;base64,{data}'
 
 
 def _new_figure(num_axes: int, height: float, **kwargs):

@@ -12,62 +12,12 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from protein_lm import data_facts, data_figures, vocab
+from protein_lm import data_facts, data_figures, html_page, vocab
 from protein_lm.data_facts import LEAK_SHARE, SplitFacts
 
 _ROW_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)  # tokens
 _CATALOG = 'https://www.tensorflow.org/datasets/catalog/'
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 54rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem;
-  margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
-th, td { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid #e4e4e4; }
-td:first-child { min-width: 8rem; }
-td.number, th.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-code { font-size: .85rem; }
-.notes { background: #fff4e0; border-left: 4px solid #e0912f;
-  padding: .6rem 1rem .6rem 2rem; }
-figure { margin: 1rem 0; } figcaption { font-size: .9rem; color: #444; }
-img { width: 100%; min-width: 30rem; height: auto; }
-@media print { body { max-width: none; font-size: 11pt; }
-  img { min-width: 0; max-width: 16cm; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } }
-"""
-
-
-def _cell(tag: str, text, numeric: bool) -> str:
-  kind = ' class="number"' if numeric else ''
-  return f'<{tag}{kind}>{html.escape(str(text))}</{tag}>'
-
-
-def _table(header: Sequence, rows: Sequence[Sequence], num_text=1) -> str:
-  """A table; all columns but the first `num_text` are numbers."""
-  lines = [
-    '<tr>'
-    + ''.join(_cell(tag, text, i >= num_text) for i, text in enumerate(row))
-    + '</tr>'
-    for tag, row in (('th', header), *(('td', row) for row in rows))
-    if row
-  ]
-  rows = '\n'.join(lines)
-  return f'<div class="wide"><table>\n{rows}\n</table></div>'
-
-
-def _figure(figure: Figure, alt: str, caption: str) -> str:
-  """A figure as an image that lies in the page itself."""
-  return (
-    f'<figure><div class="wide"><img alt="{html.escape(alt)}" '
-    f'src="{data_figures.data_url(figure)}"></div>'
-    f'<figcaption>{html.escape(caption)}</figcaption></figure>'
-  )
 
 
 def _heading(builder) -> str:
@@ -158,7 +108,7 @@ def _splits_table(facts: Sequence[SplitFacts]) -> str:
     'not measured against train': not_measured,
     'content (sha256)': lambda split: split.sha256[:12],
   }
-  return _table(
+  return html_page.table(
     ['', *(split.name for split in facts)],
     [[name, *map(function, facts)] for name, function in rows.items()],
   )
@@ -172,7 +122,7 @@ def _fill_section(split: SplitFacts) -> str:
     (f'{f.max_len:,}', f'{f.packed:.1%}', f'{f.padded:.1%}', f'{f.whole:.1%}')
     for f in fills
   ]
-  figure = _figure(
+  figure = html_page.figure(
     data_figures.plot_fill(fills),
     'Lines: share of tokens that are not padding, packed and padded, and '
     'residues in proteins that fit, against the row length.',
@@ -184,7 +134,7 @@ def _fill_section(split: SplitFacts) -> str:
   return (
     f'<h2>Rows of {html.escape(split.name)}</h2>'
     + figure
-    + _table(header, rows, 0)
+    + html_page.table(header, rows, 0)
   )
 
 
@@ -193,7 +143,7 @@ def _leakage_section(facts: Sequence[SplitFacts]) -> str:
   if not measured:
     return ''
   words = ', '.join(f'{s.name} {s.leaked:.1%}' for s in measured)
-  return '<h2>What is shared with train</h2>' + _figure(
+  return '<h2>What is shared with train</h2>' + html_page.figure(
     data_figures.plot_leakage(measured),
     "Histograms: largest share of a protein's 8-mers found in one protein of "
     f'train. {LEAK_SHARE:.0%} or more shared: {words}.',
@@ -214,7 +164,7 @@ def _organisms_section(facts: Sequence[SplitFacts]) -> str:
       f'name an organism name {html.escape(name)}.</p>'
     )
   num_drawn = min(len(organisms), data_figures.NUM_ORGANISMS)
-  return '<h2>Organisms</h2>' + _figure(
+  return '<h2>Organisms</h2>' + html_page.figure(
     data_figures.plot_organisms(organisms),
     'Bars: shares of the most frequent organisms.',
     f'The {num_drawn} most frequent organisms of {len(organisms):,}, counted '
@@ -231,31 +181,30 @@ def _examples_section(split: SplitFacts) -> str:
     words = [record[key].decode() for key in ('id', 'description', 'organism')]
     rows.append((*words, start, f'{len(sequence):,}'))
   header = ('id', 'description', 'organism', 'sequence', 'length')
-  return f'<h2>Some records of {html.escape(split.name)}</h2>' + _table(
-    header, rows, 4
+  return (
+    f'<h2>Some records of {html.escape(split.name)}</h2>'
+    + html_page.table(header, rows, 4)
   )
 
 
 def _page(builder, facts: Sequence[SplitFacts]) -> str:
-  notes = data_facts.find_notes(facts)
   main = data_facts.find_train(facts) or facts[0]
-  items = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
   counts = builder.info.metadata.get('counts', {})
   parts = [
     _heading(builder),
-    f'<ul class="notes">{items}</ul>' if notes else '',
+    html_page.notes(data_facts.find_notes(facts)),
     '<h2>Splits</h2>',
     _splits_table(facts),
-    _figure(
+    html_page.figure(
       data_figures.plot_sizes(facts),
       'Bars: proteins and residues of each split.',
       'Look whether validation and test are large enough: among few proteins '
       'one family decides the score.',
     ),
     '<h2>Read, changed and left out</h2>',
-    _table((), [(name, f'{n:,}') for name, n in counts.items()]),
+    html_page.table((), [(name, f'{n:,}') for name, n in counts.items()]),
     '<h2>Lengths</h2>',
-    _figure(
+    html_page.figure(
       data_figures.plot_lengths(facts),
       'Histograms of protein lengths, one for each split.',
       'Dashed: the lengths below which 5, 50 and 95 % of the proteins lie. '
@@ -263,7 +212,7 @@ def _page(builder, facts: Sequence[SplitFacts]) -> str:
       'fragments, or sequences cut off by whoever made the file.',
     ),
     '<h2>Residues</h2>',
-    _figure(
+    html_page.figure(
       data_figures.plot_letters(facts),
       'Bars of letter frequencies, the splits side by side.',
       'Bars of one letter should be about equal: a split that differs holds '
@@ -274,14 +223,7 @@ def _page(builder, facts: Sequence[SplitFacts]) -> str:
     _organisms_section(facts),
     _examples_section(main),
   ]
-  title = html.escape(builder.info.full_name)
-  return (
-    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>{title}</title><style>{_STYLE}</style></head>\n<body>\n'
-    + '\n'.join(part for part in parts if part)
-    + '\n</body></html>\n'
-  )
+  return html_page.page(builder.info.full_name, parts)
 
 
 def write_report(builder, path: os.PathLike | str) -> pathlib.Path:
@@ -298,14 +240,4 @@ def write_report(builder, path: os.PathLike | str) -> pathlib.Path:
     ValueError: a file of the data set is missing, damaged or changed, or the
       page cannot be written.
   """
-  page = _page(builder, data_facts.measure(builder))
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name}.partial')
-  try:
-    partial.write_text(page, encoding='utf-8')
-    os.replace(partial, path)
-  except OSError as error:
-    raise ValueError(
-      f'{path} cannot be written: {error.strerror or error}.'
-    ) from error
-  return path
+  return html_page.write(path, _page(builder, data_facts.measure(builder)))

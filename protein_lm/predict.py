@@ -8,17 +8,15 @@ longer than data.max_len is read in windows, whose outputs are averaged. Nothing
 is predicted for the residues B X Z: '.' or nothing.
 """
 
-import contextlib
 import csv
 import math
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 from absl import flags
 
-from protein_lm import cli
+from protein_lm import cli, whole_file
 
 
 def predict(work_dir, fasta, out, step='latest', overwrite=False):
@@ -64,7 +62,7 @@ def predict(work_dir, fasta, out, step='latest', overwrite=False):
     proteins,
     facts['per'],
   )
-  with _written(out) as file:
+  with whole_file.opened(out) as file:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(_HEADER[: 3 if 'classes' in facts else 2])
     for p, id_ in enumerate(proteins.ids):
@@ -92,18 +90,6 @@ def _cells(outputs_IC, facts):
   names[known_I] = np.array(facts['classes'], object)[log_p_IC.argmax(1)]
   probability = np.exp(log_p_IC.max(1)).mean() if known_I.any() else math.nan
   return [''.join(names), f'{probability:.4f}']
-
-
-@contextlib.contextmanager
-def _written(path):
-  """A file that takes its place when it is complete."""
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{path.name}-', dir=path.parent
-  ) as folder:
-    partial = pathlib.Path(folder, path.name)
-    with partial.open('w', newline='', encoding='utf-8') as file:
-      yield file
-    os.replace(partial, path)
 
 
 def _main(argv):
