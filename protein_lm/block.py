@@ -66,6 +66,7 @@ class Block(nnx.Module):
       return linear(
         *args,
         dtype=model.dtype,
+        use_bias=model.use_bias,
         kernel_init=nnx.initializers.xavier_uniform(),
         rngs=rngs,
         **kwargs,
@@ -78,15 +79,19 @@ class Block(nnx.Module):
     self.out = dense('out', (num_heads, head_dim), model.emb_dim, axis=(-2, -1))
     self.qk_norm = model.qk_norm
     if self.qk_norm:
-      self.query_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
-      self.key_norm = nnx.RMSNorm(head_dim, dtype=model.dtype, rngs=rngs)
+      norm = functools.partial(
+        nnx.RMSNorm, epsilon=model.norm_eps, dtype=model.dtype, rngs=rngs
+      )
+      self.query_norm, self.key_norm = norm(head_dim), norm(head_dim)
     self.mlp_norm = make_norm(model, rngs)
     self.mlp_in = dense('mlp_in', model.emb_dim, model.mlp_dim)
     self.mlp_out = dense('mlp_out', model.mlp_dim, model.emb_dim)
     self.gated = model.mlp == 'swiglu'
+    self.approximate_gelu = model.mlp == 'gelu'
     if self.gated:
       self.mlp_gate = dense('mlp_gate', model.emb_dim, model.mlp_dim)
     self.rotary = model.position_embedding == 'rotary'
+    self.rotary_dtype = model.rotary_dtype
     self.causal = model.causal
     self.dropout_rate = model.dropout_rate
     self.attention_dropout_rate = model.attention_dropout_rate
@@ -150,8 +155,9 @@ class Block(nnx.Module):
       query_BLHK = self.query_norm(query_BLHK)
       key_BLHK = self.key_norm(key_BLHK)
     if self.rotary:
-      query_BLHK = apply_rotary(query_BLHK, positions_BL)
-      key_BLHK = apply_rotary(key_BLHK, positions_BL)
+      dtype = self.rotary_dtype
+      query_BLHK = apply_rotary(query_BLHK, positions_BL, dtype)
+      key_BLHK = apply_rotary(key_BLHK, positions_BL, dtype)
     return query_BLHK, key_BLHK, self.value(h_BLD)
 
   def finish(self, x_BLD, attended_BLHK, out_rng=None, mlp_rng=None):
@@ -172,14 +178,19 @@ class Block(nnx.Module):
     if self.gated:
       h_BLF *= jax.nn.silu(self.mlp_gate(h_BLD))
     else:
-      h_BLF = jax.nn.gelu(h_BLF)
+      h_BLF = jax.nn.gelu(h_BLF, approximate=self.approximate_gelu)
     return x_BLD + dropout(self.mlp_out(h_BLF), self.dropout_rate, mlp_rng)
 
 
-def make_norm(model, rngs):
-  """The normalisation that the model names, over its width."""
+def make_norm(model, rngs, dtype=None):
+  """The normalisation that the model names, over its width, in its dtype."""
   norm = nnx.LayerNorm if model.norm == 'layernorm' else nnx.RMSNorm
-  return norm(model.emb_dim, dtype=model.dtype, rngs=rngs)
+  return norm(
+    model.emb_dim,
+    epsilon=model.norm_eps,
+    dtype=dtype or model.dtype,
+    rngs=rngs,
+  )
 
 
 def dropout(x, rate, rng):

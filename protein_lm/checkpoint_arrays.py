@@ -184,9 +184,9 @@ def load(directory: pathlib.Path, abstract: Any, prefix: str) -> Any:
   with _reading(directory), quiet_orbax() as ocp:
     arguments = {
       name: ocp.ArrayRestoreArgs(
-        sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+        sharding=_sharding_of(leaf), global_shape=leaf.shape, dtype=leaf.dtype
       )
-      if getattr(leaf, 'sharding', None) is not None
+      if _sharding_of(leaf) is not None
       else ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
       for name, leaf in wanted.items()
     }
@@ -196,13 +196,25 @@ def load(directory: pathlib.Path, abstract: Any, prefix: str) -> Any:
     name = prefix + jax.tree_util.keystr(path, simple=True, separator='/')
     if name not in arrays:  # empty, or not stored
       zeros = jnp.zeros(leaf.shape, leaf.dtype)
-      sharding = getattr(leaf, 'sharding', None)
+      sharding = _sharding_of(leaf)
       return zeros if sharding is None else jax.device_put(zeros, sharding)
     # A copy: what is donated to a step must not be memory of numpy's.
     value = arrays[name]
     return jnp.array(value) if isinstance(value, np.ndarray) else value
 
   return jax.tree_util.tree_map_with_path(leaf_of, abstract)
+
+
+def _sharding_of(leaf: Any) -> Any:
+  """Where a leaf is to lie; None for the default device.
+
+  Under jax.set_mesh, jax.eval_shape names a mesh without devices.
+  """
+  import jax
+
+  sharding = getattr(leaf, 'sharding', None)
+  mesh = getattr(sharding, 'mesh', None)
+  return None if isinstance(mesh, jax.sharding.AbstractMesh) else sharding
 
 
 def _restore(
@@ -270,8 +282,11 @@ def _check_architecture(
   if differences:
     more = len(differences) - 1
     also = f' ({more} more such differences)' if more else ''
+    hint = ''
+    if all(x.endswith('/bias is in the checkpoint only') for x in differences):
+      hint = '; if it is older than FlaxModel.use_bias, bind that to True'
     raise MismatchError(
-      f'{directory} is of another architecture: {differences[0]}{also}.'
+      f'{directory} is of another architecture: {differences[0]}{also}{hint}.'
     )
 
 

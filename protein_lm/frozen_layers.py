@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_BELOW = ('embed', 'position_table')  # what feeds the first layer
+_BELOW = ('embed', 'embed_norm', 'position_table')  # what feeds the first layer
 _STACKED = 'blocks'
 
 

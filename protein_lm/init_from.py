@@ -9,6 +9,7 @@ refused. Moments, step and data start from nothing.
 The configuration of the source is untrusted: its values are read as text.
 """
 
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from protein_lm import checkpoint, config, lora, weights_file
+from protein_lm.models import FlaxModel
 from protein_lm.positions import sinusoid
 
 HEADS = ('output', 'head')  # modules that may start anew or be left behind
@@ -267,7 +269,7 @@ def _check_shapes(source_name, wanted, stored):
 
 
 def _check_config(source, config_text):
-  """Refuses other positions, which no shape shows; notes what else differs."""
+  """Refuses other inputs, which no shape shows; notes what else differs."""
   if not (source.config and config_text):
     return []
   names = ('FlaxModel', 'FlaxLM', 'FlaxBERT', 'FlaxRegressor')
@@ -279,13 +281,31 @@ def _check_config(source, config_text):
       raise ValueError(
         f'{source.name} has other positions: {note}; bind those of the source.'
       )
-  # The numbers of an attention that only one of them has say nothing.
+    if '.scale_embeddings:' in note and not is_default(note):
+      raise ValueError(
+        f'{source.name} scales embeddings otherwise: {note}; bind it as the '
+        'source did.'
+      )
+  # The numbers of an attention that only one of them has say nothing, nor do
+  # options that the source, older or imported, leaves at their defaults.
   notes = [
     note
     for note in notes
     if not (note.startswith('make_') and 'not set' in note)
+    and not is_default(note)
   ]
   return [f'differs from the source: {note}' for note in notes]
+
+
+def is_default(note):
+  """Whether a line of config.diff sets an option of FlaxModel to its default.
+
+  So does a run of today beside an older one, which had no such option.
+  """
+  key, _, change = note.partition(': ')
+  arguments = inspect.signature(FlaxModel.__init__).parameters
+  argument = arguments.get(key.rpartition('.')[2])
+  return argument is not None and change == f'not set -> {argument.default!r}'
 
 
 def _value(config_text, parameter):

@@ -27,18 +27,24 @@ from protein_lm.block import (
   make_norm,
 )
 from protein_lm.exact_attention import exact_attention
+from protein_lm.output_head import DenseHead
 from protein_lm.positions import positions_in_segments, sinusoid
+from protein_lm.token_dropout import token_dropout
 
 PositionEmbedding = Literal['learned', 'sinusoidal', 'rotary']
 Norm = Literal['layernorm', 'rmsnorm']
-Mlp = Literal['gelu', 'swiglu']
+Mlp = Literal['gelu', 'gelu_exact', 'swiglu']
+OutputHead = Literal['linear', 'dense']
 Dtype = Literal['float32', 'bfloat16']
+RotaryDtype = Literal['float32', 'float16']
 Remat = Literal['none', 'dots', 'full']
 
 _CHOICES = {
   'position_embedding': get_args(PositionEmbedding),
   'norm': get_args(Norm),
   'mlp': get_args(Mlp),
+  'output_head': get_args(OutputHead),
+  'rotary_dtype': get_args(RotaryDtype),
   'dtype': get_args(Dtype),
   'remat': get_args(Remat),
 }
@@ -95,6 +101,13 @@ class FlaxModel(nnx.Module):
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
     lora_targets: tuple[str, ...] = ('query', 'value'),
+    use_bias: bool | None = None,
+    norm_eps: float = 1e-6,
+    norm_embeddings: bool = False,
+    scale_embeddings: bool = True,
+    token_dropout: bool = False,
+    output_head: OutputHead = 'linear',
+    rotary_dtype: RotaryDtype = 'float32',
     *,
     rngs: nnx.Rngs,
   ):
@@ -116,7 +129,8 @@ class FlaxModel(nnx.Module):
       position_embedding: 'learned' (started from the sinusoid), 'sinusoidal'
         or 'rotary'.
       norm: 'layernorm' or 'rmsnorm'.
-      mlp: 'gelu' or 'swiglu' (arXiv 2002.05202).
+      mlp: 'gelu' (its tanh approximation), 'gelu_exact' (with erf) or 'swiglu'
+        (arXiv 2002.05202).
       tie_embeddings: the output layer is the transposed input embedding.
       qk_norm: RMSNorm with a learned scale on the queries and keys of a head.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and logits
@@ -131,6 +145,18 @@ class FlaxModel(nnx.Module):
         (lora.py); 0 for none.
       lora_alpha: their product counts lora_alpha / lora_rank.
       lora_targets: some of query, key, value, out, mlp_in, mlp_out, mlp_gate.
+      use_bias: biases in the linear layers and the output layer; None has them
+        with 'layernorm', and none with 'rmsnorm'.
+      norm_eps: added to the variance in every normalisation.
+      norm_embeddings: normalises the input of the first layer.
+      scale_embeddings: multiplies embeddings by sqrt(D), and tied ones at the
+        output by 1 / sqrt(D).
+      token_dropout: of a masked model, MASK is read as zeros and the other
+        tokens are scaled up for it (token_dropout.py).
+      output_head: 'linear', or 'dense': a dense layer, exact GELU and a
+        normalisation stand before it, as in ESM-2.
+      rotary_dtype: 'float16' rounds the frequencies of rotary positions, as
+        models do that were trained in half precision.
       rngs: nnx.Rngs for the initial weights.
 
     Raises:
@@ -149,6 +175,11 @@ class FlaxModel(nnx.Module):
     self.remat = {False: 'none', True: 'full'}.get(remat, remat)
     self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
     self.lora_targets = tuple(lora_targets)
+    self.use_bias = norm == 'layernorm' if use_bias is None else use_bias
+    self.norm_eps, self.norm_embeddings = norm_eps, norm_embeddings
+    self.scale_embeddings = scale_embeddings
+    self.token_dropout, self.output_head = token_dropout, output_head
+    self.rotary_dtype = str(rotary_dtype)
     if attention_fn is None:
       attention_fn = exact_attention()
     if not isinstance(attention_fn, (tuple, list)):
@@ -156,15 +187,18 @@ class FlaxModel(nnx.Module):
     self.attention_fns = tuple(attention_fn)
     _check(self)
 
+    stddev = emb_dim**-0.5 if scale_embeddings else 0.02  # 0.02 as ESM-2
     self.embed = nnx.Embed(
       vocab_size,
       emb_dim,
-      embedding_init=nnx.initializers.normal(emb_dim**-0.5),
+      embedding_init=nnx.initializers.normal(stddev),
       dtype=self.dtype,
       rngs=rngs,
     )
     if position_embedding == 'learned':
       self.position_table = nnx.Param(sinusoid(jnp.arange(max_len), emb_dim))
+    if norm_embeddings:
+      self.embed_norm = make_norm(self, rngs)
 
     @nnx.split_rngs(splits=num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -176,10 +210,13 @@ class FlaxModel(nnx.Module):
     self._make_output(rngs)
 
   def _make_output(self, rngs):
-    if not self.tie_embeddings:
+    if self.output_head == 'dense':
+      self.output = DenseHead(self, rngs=rngs)
+    elif not self.tie_embeddings:
       self.output = nnx.Linear(
         self.emb_dim,
         self.vocab_size,
+        use_bias=self.use_bias,
         kernel_init=nnx.initializers.normal(0.02),
         rngs=rngs,
       )
@@ -229,9 +266,16 @@ class FlaxModel(nnx.Module):
     x_BLD = x_BLD.astype(jnp.float32)
     if not self.tie_embeddings:
       return self.output(x_BLD)
+    is_dense = self.output_head == 'dense'
+    if is_dense:
+      x_BLD = self.output.features(x_BLD)
     embedding_VD = self.embed.embedding[...].astype(jnp.float32)
-    x_BLD *= self.emb_dim**-0.5
-    return jnp.einsum('bld,vd->blv', x_BLD, embedding_VD)
+    if self.scale_embeddings:
+      x_BLD *= self.emb_dim**-0.5
+    logits_BLV = jnp.einsum('bld,vd->blv', x_BLD, embedding_VD)
+    if is_dense and self.use_bias:
+      logits_BLV += self.output.bias[...][None, None]
+    return logits_BLV
 
   def hidden(
     self,
@@ -264,7 +308,9 @@ class FlaxModel(nnx.Module):
       segment_ids = (tokens != vocab.PAD_ID).astype(jnp.int32)
     if positions is None:
       positions = positions_in_segments(segment_ids)
-    x_BLD = sharding.constrain(self.embed_tokens(tokens, positions))
+    x_BLD = sharding.constrain(
+      self.embed_tokens(tokens, positions, segment_ids)
+    )
     if rng is not None:
       embed_rng = dropout_rng_of(rng, EMBED_DROPOUT)
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
@@ -303,11 +349,16 @@ class FlaxModel(nnx.Module):
     stats = self.init_attention_stats() if stats is None else stats
     return self._run(tokens, None, segment_ids, None, stats, True)[1]
 
-  def embed_tokens(self, tokens, positions):
-    """The input of the first layer, [B, L, D]."""
-    # Rows of the table have unit variance, as positions do.
-    x_BLD = self.embed(tokens) * self.emb_dim**0.5
-    return self._add_positions(x_BLD, positions)
+  def embed_tokens(self, tokens, positions, segment_ids=None):
+    """The input of the first layer, [B, L, D]; masked models want segments."""
+    x_BLD = self.embed(tokens)
+    if self.scale_embeddings:
+      # Rows of the table have unit variance, as positions do.
+      x_BLD = x_BLD * self.emb_dim**0.5
+    if self.token_dropout:
+      x_BLD = token_dropout(x_BLD, tokens, segment_ids)
+    x_BLD = self._add_positions(x_BLD, positions)
+    return self.embed_norm(x_BLD) if self.norm_embeddings else x_BLD
 
   def _add_positions(self, x_BLD, positions_BL):
     if self.position_embedding == 'rotary':
@@ -434,6 +485,13 @@ def _check(model):
       raise ValueError(
         f'{name}.{argument} must be in [0, 1), got {getattr(model, argument)}.'
       )
+  if not model.norm_eps > 0:
+    raise ValueError(f'{name}.norm_eps must be positive, got {model.norm_eps}.')
+  if model.token_dropout and model.causal:
+    raise ValueError(
+      f'{name}.token_dropout = True is of masked models: a causal one never '
+      'reads MASK; leave it False.'
+    )
   lora.check(
     name, model.lora_rank, model.lora_alpha, model.lora_targets, model.mlp
   )

@@ -5,6 +5,7 @@ Axes: B batch, L length, H heads, K head width, D model width.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _MAX_WAVELENGTH = 10_000.0
 
@@ -34,27 +35,37 @@ def sinusoid(positions, width):
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def apply_rotary(x_BLHK, positions_BL):
+def apply_rotary(x_BLHK, positions_BL, dtype='float32'):
   """Rotates the halves of each head by its position (arXiv 2104.09864, eq. 34).
 
   Args:
     x_BLHK: queries or keys, K even.
     positions_BL: integers.
+    dtype: that the frequencies are rounded to.
 
   Returns:
     [B, L, H, K] in the dtype of x; scalar products of two results depend on
     the difference of their positions alone.
   """
-  angles_BL1K = _angles(positions_BL, x_BLHK.shape[-1])[:, :, None]
+  angles_BLK = _angles(positions_BL, x_BLHK.shape[-1], dtype)
+  angles_BL1K = angles_BLK[:, :, None]
   sin, cos = jnp.sin(angles_BL1K), jnp.cos(angles_BL1K)
   left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
   rotated = [left * cos - right * sin, right * cos + left * sin]
   return jnp.concatenate(rotated, axis=-1).astype(x_BLHK.dtype)
 
 
-def _angles(positions, width):
-  exponent = jnp.arange(0, width, 2, dtype=jnp.float32) / width
-  frequencies = _MAX_WAVELENGTH**-exponent
+def rotary_frequencies(width, dtype='float32'):
+  """Radians a position of each pair of features, [K / 2] float32."""
+  # Rounded where PyTorch rounds, not once at the end and not by the device:
+  # a thousand positions on, an error in the seventh digit shows in the logits.
+  exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+  wavelengths = (_MAX_WAVELENGTH ** exponent.astype(np.float64)).astype('f4')
+  return (1 / wavelengths).astype(dtype).astype(np.float32)
+
+
+def _angles(positions, width, dtype='float32'):
+  frequencies = rotary_frequencies(width, dtype)
   positions = jnp.asarray(positions, jnp.float32)
   return jax.lax.mul(
     *jnp.broadcast_arrays(

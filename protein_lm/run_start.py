@@ -28,6 +28,13 @@ _ARCHITECTURE = (
   'classes',
   'head_pooling',
   'causal',
+  'use_bias',
+  'norm_eps',
+  'norm_embeddings',
+  'scale_embeddings',
+  'token_dropout',
+  'output_head',
+  'rotary_dtype',
 )
 _CONFIGURABLES = (
   'experiment',
@@ -80,6 +87,11 @@ def first_state(
   """
   latest = checkpoint.latest(work_dir)
   if latest is not None:
+    if 'hf' in checkpoint.manifest(work_dir, latest)['metadata']:
+      raise ValueError(
+        f'{work_dir} holds imported weights, not a run: train in another '
+        f'work_dir with experiment.init_from = {str(work_dir)!r}.'
+      )
     _check_architecture(work_dir, latest, config_text)
     state, manifest = checkpoint.restore(
       work_dir, recipe.abstract_state, latest
@@ -134,6 +146,7 @@ def _check_architecture(work_dir, step, config_text):
     line
     for line in differences.splitlines()
     if line.split(':')[0].split('.')[-1] in _ARCHITECTURE
+    and not init_from.is_default(line)
   ]
   if changed:
     raise ValueError(

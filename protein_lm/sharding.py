@@ -31,8 +31,11 @@ RULES = (
   (r'blocks/mlp_out/bias', P()),  # N D
   (r'blocks/\w+_norm/(scale|bias)', P()),  # N D, N K
   (r'final_norm/(scale|bias)', P()),  # D
-  (r'output/kernel', P()),  # D V
-  (r'output/bias', P()),  # V
+  (r'embed_norm/(scale|bias)', P()),  # D
+  (r'output/(linear/)?kernel', P()),  # D V
+  (r'output/(linear/)?bias', P()),  # V
+  (r'output/dense/kernel', P('fsdp')),  # D D
+  (r'output/(dense|norm)/(scale|bias)', P()),  # D
 )
 _RULES = tuple((re.compile(rf'(^|/){path}$'), spec) for path, spec in RULES)
 

@@ -94,7 +94,7 @@ def write(
     prefix=f'.{path.name}-', dir=path.parent
   ) as folder:
     partial = pathlib.Path(folder, path.name)
-    with _told(path, OSError):
+    with told(path, OSError):
       save_file(arrays, partial, metadata=metadata)
     files.sync_and_hash(partial)
     if overwrite:
@@ -123,7 +123,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     if not os.fstat(file.fileno()).st_size:
       raise WeightsFileError(f'{path} is empty.')
   with (
-    _told(path, WeightsFileError),
+    told(path, WeightsFileError),
     safe_open(path, framework='numpy') as file,
   ):
     arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -131,7 +131,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _told(path: str | os.PathLike, kind: type[Exception]):
+def told(path: str | os.PathLike, kind: type[Exception]):
   """Names the file in what safetensors raises, a class for everything."""
   try:
     yield

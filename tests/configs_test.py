@@ -95,7 +95,8 @@ def test_swapped_in_file_is_used(swap, tmp_path, monkeypatch):
 def test_model_has_the_size_its_note_says(name):
   text = (FOLDER / name).read_text()
   millions = float(re.search(r'([\d.]+) million parameters', text)[1])
-  config.parse(['base.gin', name, 'objective_causal.gin'])
+  objective = 'masked' if 'token_dropout = True' in text else 'causal'
+  config.parse(['base.gin', name, f'objective_{objective}.gin'])
   model_cls = gin.query_parameter('experiment.model_cls').configurable.wrapper
   _, params = train_step.abstract_model(model_cls)
   assert models.num_params(params) == pytest.approx(millions * 1e6, rel=0.1)

@@ -92,3 +92,20 @@ def test_stored_shapes_are_all_names_with_shape_and_dtype(saved):
 def test_latest_is_none_where_nothing_is(saved, tmp_path):
   assert checkpoint.latest(tmp_path) is None
   assert checkpoint.latest(saved) == 7
+
+
+def test_under_a_mesh_an_abstract_array_comes_to_the_default_device(tmp_path):
+  state = {'params': {'w': jnp.arange(4.0)}}
+  checkpoint.save(tmp_path, 1, state, config='', metadata={})
+  with jax.set_mesh(mesh_of(8)):
+    # Its sharding names the mesh, and no devices.
+    abstract = jax.eval_shape(lambda: {'w': jnp.zeros(4)})
+    params, _ = checkpoint.restore_params(tmp_path, abstract)
+  np.testing.assert_array_equal(params['w'], np.arange(4.0))
+
+
+def test_biases_of_an_older_model_are_told(tmp_path):
+  state = {'params': {'bias': jnp.ones(2), 'w': jnp.ones(2)}}
+  checkpoint.save(tmp_path, 1, state, config='', metadata={})
+  with pytest.raises(checkpoint.MismatchError, match='FlaxModel.use_bias'):
+    checkpoint.restore_params(tmp_path, {'w': jnp.ones(2)})

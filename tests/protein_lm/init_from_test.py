@@ -184,6 +184,16 @@ def test_other_positions_are_refused_and_other_attention_is_told(source):
     )
 
 
+def test_embeddings_scaled_otherwise_are_refused(source):
+  state = make_state(make_params(1, output=5))
+  usual = CONFIG + 'FlaxModel.scale_embeddings = True'
+  assert init_from.start(source, 'latest', state, usual)[1].notes == ()
+  with pytest.raises(ValueError, match='scales embeddings otherwise'):
+    init_from.start(
+      source, 'latest', state, CONFIG + 'FlaxModel.scale_embeddings = False'
+    )
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="no folder or .*nowhere'"):
     init_from.load(tmp_path / 'nowhere', 'latest', {})

@@ -1,5 +1,6 @@
 """The models: one parameter tree, no leak, no trace of padding or packing."""
 
+import functools
 import time
 
 import jax
@@ -262,6 +263,31 @@ def test_learned_positions_start_from_the_sinusoid():
 
 
 @pytest.mark.parametrize(
+  'options, has_biases',
+  [
+    ({}, True),
+    ({'norm': 'rmsnorm'}, False),
+    ({'norm': 'rmsnorm', 'use_bias': True}, True),
+    ({'use_bias': False}, False),
+  ],
+)
+def test_linear_layers_have_biases_by_their_norm(options, has_biases):
+  model_cls = functools.partial(make, mlp='swiglu', **options)
+  _, params = train_step.abstract_model(lambda rngs: model_cls())
+  layers = [params['output'], *params['blocks'].values()]
+  assert {'bias' in x for x in layers if 'kernel' in x} == {has_biases}
+
+
+def test_exact_gelu_differs_from_its_approximation():
+  tokens = random_tokens((1, 9))
+  logits = [
+    jax.jit(make(mlp=mlp, num_layers=1))(tokens)
+    for mlp in ('gelu', 'gelu_exact')
+  ]
+  assert 1e-6 < np.abs(logits[0] - logits[1]).max() < 1e-2
+
+
+@pytest.mark.parametrize(
   'cls, options, words',
   [
     (models.FlaxModel, {}, 'use FlaxLM'),
@@ -269,6 +295,8 @@ def test_learned_positions_start_from_the_sinusoid():
     (models.FlaxLM, {'norm': 'batch'}, "layernorm, rmsnorm, got 'batch'"),
     (models.FlaxLM, {'num_layers': 0}, 'must be positive, got 0'),
     (models.FlaxLM, {'dropout_rate': 1.5}, r'in \[0, 1\), got 1.5'),
+    (models.FlaxLM, {'norm_eps': 0}, 'norm_eps must be positive, got 0'),
+    (models.FlaxLM, {'output_head': 'mlp'}, "linear, dense, got 'mlp'"),
     (models.FlaxLM, {'attention_fn': 3}, 'call the factory'),
     (
       models.FlaxLM,

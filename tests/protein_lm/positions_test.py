@@ -19,6 +19,14 @@ def test_sinusoid_starts_at_sine_0_and_cosine_1():
   np.testing.assert_allclose(table[2, 0], np.sin(2.0), rtol=1e-6)
 
 
+def test_rotary_frequencies_can_be_rounded_to_half_precision():
+  exact = positions.rotary_frequencies(8)
+  rounded = positions.rotary_frequencies(8, 'float16')
+  assert rounded.dtype == np.float32
+  np.testing.assert_array_equal(rounded, np.float16(exact))
+  assert np.any(rounded != exact)
+
+
 def test_rotary_products_depend_on_the_difference_alone(rng):
   q_rng, k_rng = jax.random.split(rng)
   query = jax.random.normal(q_rng, (1, 1, 1, 8))

@@ -27,6 +27,7 @@ MODEL = functools.partial(
 MODELS = {
   'plain': MODEL,
   'tied': functools.partial(MODEL, tie_embeddings=True, norm='rmsnorm'),
+  'dense': functools.partial(MODEL, output_head='dense', norm_embeddings=True),
   'gated': functools.partial(
     MODEL, mlp='swiglu', qk_norm=True, position_embedding='rotary'
   ),
