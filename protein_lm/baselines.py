@@ -55,7 +55,7 @@ class AdaptiveUnigram:
   def nll(self, proteins: Proteins) -> np.ndarray:
     prior_T = self.unigram.probability_A[proteins.residues]
     count_T, total_T = _prefix_counts(proteins)
-    return -np.log(_shrink(count_T, total_T, prior_T, self.strength))
+    return -np.log(shrink(count_T, total_T, prior_T, self.strength))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class NGram:
       self.counts, self.strengths, contexts, strict=True
     ):
       count_T, total_T = _look_up(counts, context_T, proteins.residues)
-      probability_T = _shrink(count_T, total_T, probability_T, strength)
+      probability_T = shrink(count_T, total_T, probability_T, strength)
     return -np.log(probability_T)
 
 
@@ -132,7 +132,7 @@ def fit_baselines(train: Proteins, validation: Proteins) -> list[Baseline]:
   unigram = fit_unigram(train)
   counted_T = ~np.isin(validation.residues, vocab.UNCOUNTED_IDS)
   prior_T = unigram.probability_A[validation.residues]
-  strength = _fit_strength(*_prefix_counts(validation), prior_T, counted_T)
+  strength = fit_strength(*_prefix_counts(validation), prior_T, counted_T)
   adaptive = AdaptiveUnigram('adaptive unigram', unigram, strength)
 
   all_counts, strengths = [], []
@@ -152,8 +152,8 @@ def fit_baselines(train: Proteins, validation: Proteins) -> list[Baseline]:
       minlength=_NUM_SYMBOLS ** (order - 1) * NUM_LETTERS,
     )
     count_T, total_T = _look_up(counts, context_T, validation.residues)
-    strength = _fit_strength(count_T, total_T, probability_T, counted_T)
-    probability_T = _shrink(count_T, total_T, probability_T, strength)
+    strength = fit_strength(count_T, total_T, probability_T, counted_T)
+    probability_T = shrink(count_T, total_T, probability_T, strength)
     all_counts.append(counts)
     strengths.append(strength)
   ngrams = [
@@ -163,7 +163,7 @@ def fit_baselines(train: Proteins, validation: Proteins) -> list[Baseline]:
   return [uniform(), unigram, adaptive, *ngrams]
 
 
-def _shrink(count_T, total_T, prior_T, strength):
+def shrink(count_T, total_T, prior_T, strength):
   return (count_T + strength * prior_T) / (total_T + strength)
 
 
@@ -207,12 +207,12 @@ def _look_up(counts, context_T, residues_T):
   return counts[context_T * NUM_LETTERS + residues_T], totals[context_T]
 
 
-def _fit_strength(count_T, total_T, prior_T, counted_T) -> float:
+def fit_strength(count_T, total_T, prior_T, counted_T) -> float:
   """The strength of largest likelihood: a grid, then golden sections."""
   arrays = [array_T[counted_T] for array_T in (count_T, total_T, prior_T)]
 
   def loss(log_strength):
-    return -np.log(_shrink(*arrays, np.exp(log_strength))).sum()
+    return -np.log(shrink(*arrays, np.exp(log_strength))).sum()
 
   grid = np.linspace(-3.0, 18.0, 22)
   best = grid[np.argmin([loss(point) for point in grid])]

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from protein_lm import config
 
 DEBUG_VARIABLE = 'PROTEIN_LM_DEBUG'
+_INTERRUPTED = 130  # exit code
 
 
 def define_gin_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -51,30 +52,39 @@ def parse_gin_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
 
 
-def run(main) -> None:
+def run(main, takes_arguments: bool = False) -> None:
   """Parses the flags, runs main(argv) and exits as `exits_cleanly` says."""
   if 'debug' not in flags.FLAGS:
     flags.DEFINE_bool('debug', False, 'Show the traceback of every error.')
-  app.run(exits_cleanly(main))
+  try:
+    app.run(exits_cleanly(main, takes_arguments))
+  except SystemExit as exit_:
+    if exit_.code == _INTERRUPTED and 'jax' in sys.modules:
+      # What JAX still computes can crash an interpreter that is going away.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(_INTERRUPTED)
+    raise
 
 
-def exits_cleanly(main):
+def exits_cleanly(main, takes_arguments: bool = False):
   """Wraps main(argv): what the user can mend is told in one line.
 
   Those errors print `error: ...` and exit 1; --debug or PROTEIN_LM_DEBUG=1
   shows the traceback instead. Any other error is ours and keeps its traceback.
-  An interrupt exits 130, a closed pipe 141, both without a word.
+  An interrupt exits 130, a closed pipe 141, both without a word. What is no
+  flag is an error, unless main takes_arguments.
   """
 
   @functools.wraps(main)
   def wrapped(argv):
     logging.set_verbosity(logging.WARNING)
     try:
-      if argv[1:]:
+      if argv[1:] and not takes_arguments:
         raise ValueError(f'{argv[1]!r} is no flag: flags begin with --')
       return main(argv)
     except KeyboardInterrupt:
-      sys.exit(130)
+      sys.exit(_INTERRUPTED)
     except BrokenPipeError:
       # Whoever read our output left; keep the interpreter from flushing to it.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

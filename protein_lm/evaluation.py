@@ -11,206 +11,63 @@ Axes: T residues of a split, P proteins, A the 25 residue letters, B batch,
 L length.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from protein_lm import vocab
-from protein_lm.baselines import Baseline
+from protein_lm import bootstrap, calibration, vocab
 from protein_lm.data import EvalBatch
-from protein_lm.objectives import evaluation_mask
 from protein_lm.proteins import Proteins
+from protein_lm.scorer import perplexity_of, score_proteins
+from protein_lm.scores import (
+  Scores,
+  baseline_scores,
+  batch_mask,
+  counted_residues,
+  masked_residues,
+  score_split,
+)
 
-MASK_RATE = 0.15
-
-# What `summarize` can return, in the order of the table; masked models fill
-# the names that begin with masked_, causal models the others.
-METRICS = (
-  'residue_perplexity',
-  'bits_per_residue',
+__all__ = [
+  'METRICS',
+  'Scores',
+  'baseline_scores',
+  'batch_mask',
+  'counted_residues',
+  'evaluate_batches',
+  'masked_residues',
   'perplexity',
+  'perplexity_of',
+  'score_proteins',
+  'score_split',
+  'slices',
+  'summarize',
+]
+
+_OF_RESIDUES = (  # causal ones; those of masked models begin with masked_
+  'residue_perplexity',
+  'residue_perplexity_low',
+  'residue_perplexity_high',
+  'residue_perplexity_std',
+  'bits_per_residue',
   'accuracy',
+  'accuracy_low',
+  'accuracy_high',
+  'top5_accuracy',
+  'ece',
   'protein_perplexity',
-  'masked_residue_perplexity',
-  'masked_bits_per_residue',
-  'masked_accuracy',
-  'masked_protein_perplexity',
+)
+
+# What `summarize` can return. Only several masks have a spread (_std), and only
+# causal models a perplexity with EOS.
+METRICS = (
+  *(name for name in _OF_RESIDUES if not name.endswith('_std')),
+  'perplexity',
+  *(f'masked_{name}' for name in _OF_RESIDUES),
   'num_residues',
   'num_proteins',
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scores:
-  """What a model or a baseline gave each residue of a split.
-
-  Attributes:
-    nll: float [T], nats; meaningless where not scored.
-    scored: bool [T]; False for B, X and Z, and for the residues that a masked
-      model saw.
-    correct: bool [T], whether the largest logit was the target's; None for
-      baselines.
-    eos_nll: float [P], nats; None for baselines and masked models.
-    objective: 'causal' or 'masked'.
-    predicted: int8 [T], the most probable token; None for baselines, like the
-      next two.
-    confidence: float [T], its probability.
-    rank: int8 [T], the number of tokens more probable than the target.
-  """
-
-  nll: np.ndarray
-  scored: np.ndarray
-  correct: np.ndarray | None = None
-  eos_nll: np.ndarray | None = None
-  objective: str = 'causal'
-  predicted: np.ndarray | None = None
-  confidence: np.ndarray | None = None
-  rank: np.ndarray | None = None
-
-
-# What TokenScores says of a token beside its nll, as Scores keeps it.
-_DETAILS = {
-  'correct': np.bool_,
-  'predicted': np.int8,
-  'confidence': np.float32,
-  'rank': np.int8,
-}
-
-
-def score_split(
-  score_step: Callable,
-  params: Any,
-  batches: Iterable[EvalBatch],
-  proteins: Proteins,
-  *,
-  mask_T: np.ndarray | None = None,
-  after_batch: Callable[[int], None] = lambda num_tokens: None,
-) -> Scores:
-  """Scores each residue of a split exactly once.
-
-  Args:
-    score_step: (params, batch, mask_BL) -> TokenScores.
-    params: the parameters of the model.
-    batches: `data.eval_batches(proteins)`; weights 1 say which tokens of a
-      window are scored, the others are context.
-    proteins: the split.
-    mask_T: for a masked model, the residues it must not see and is scored on
-      (`masked_residues`); None for a causal model.
-    after_batch: called with the number of tokens scored by each batch.
-
-  Returns:
-    The scores, on the host.
-
-  Raises:
-    RuntimeError: if the batches do not score every target exactly once.
-  """
-  lengths_P = np.diff(proteins.offsets)
-  nll_T = np.zeros(len(proteins.residues), np.float32)
-  details = {}
-  times_T = np.zeros(len(proteins.residues), np.int32)
-  eos_nll_P = np.zeros(len(lengths_P), np.float32)
-  eos_times_P = np.zeros(len(lengths_P), np.int32)
-
-  def collect(eval_batch, token_scores):
-    scored_BL = np.asarray(eval_batch.batch.weights) > 0
-    protein, residue, nll = (
-      np.asarray(array_BL)[scored_BL]
-      for array_BL in (eval_batch.protein_BL, eval_batch.residue_BL)
-      + (token_scores.nll,)
-    )
-    is_eos = residue == lengths_P[protein]
-    flat = (proteins.offsets[protein] + residue)[~is_eos]
-    nll_T[flat] = nll[~is_eos]
-    for name, dtype in _DETAILS.items():
-      array_BL = getattr(token_scores, name)
-      if array_BL is not None:
-        if name not in details:
-          details[name] = np.zeros(len(nll_T), dtype)
-        details[name][flat] = np.asarray(array_BL)[scored_BL][~is_eos]
-    np.add.at(times_T, flat, 1)
-    eos_nll_P[protein[is_eos]] = nll[is_eos]
-    np.add.at(eos_times_P, protein[is_eos], 1)
-    after_batch(len(nll))
-
-  waiting = None  # one batch late: the device works while the host collects
-  for eval_batch in batches:
-    mask_BL = None
-    if mask_T is not None:
-      mask_BL = batch_mask(eval_batch, proteins, mask_T)
-    token_scores = score_step(params, eval_batch.batch, mask_BL)
-    if waiting:
-      collect(*waiting)
-    waiting = eval_batch, token_scores
-  if waiting:
-    collect(*waiting)
-
-  counted_T = counted_residues(proteins)
-  _check_once(times_T, counted_T, proteins)
-  if mask_T is not None:
-    return Scores(nll_T, counted_T & mask_T, objective='masked', **details)
-  if not np.all(eos_times_P == 1):
-    wrong = int(np.argmax(eos_times_P != 1))
-    raise RuntimeError(
-      f'The end of {proteins.ids[wrong]} was scored {eos_times_P[wrong]} times '
-      'instead of once.'
-    )
-  return Scores(nll_T, counted_T, eos_nll=eos_nll_P, **details)
-
-
-def _check_once(times_T, counted_T, proteins):
-  wrong_T = np.where(counted_T, times_T != 1, times_T > 1)
-  if not wrong_T.any():
-    return
-  flat = int(np.argmax(wrong_T))
-  protein = int(np.searchsorted(proteins.offsets, flat, side='right')) - 1
-  raise RuntimeError(
-    f'{wrong_T.sum()} residues were not scored exactly once; the first is '
-    f'residue {flat - proteins.offsets[protein] + 1} of '
-    f'{proteins.ids[protein]}, scored {times_T[flat]} times.'
-  )
-
-
-def counted_residues(proteins: Proteins) -> np.ndarray:
-  """The residues that may be scored, all but B, X and Z: bool [T]."""
-  return ~np.isin(proteins.residues, vocab.UNCOUNTED_IDS)
-
-
-def masked_residues(
-  proteins: Proteins, k: int = 0, mask_rate: float = MASK_RATE
-) -> np.ndarray:
-  """The residues hidden from a masked model: bool [T], from (id, k) alone."""
-  lengths_P = np.diff(proteins.offsets)
-  masks = [
-    evaluation_mask(protein_id, int(length), k, mask_rate)
-    for protein_id, length in zip(proteins.ids, lengths_P, strict=True)
-  ]
-  return np.concatenate(masks) if masks else np.zeros(0, np.bool_)
-
-
-def batch_mask(
-  eval_batch: EvalBatch, proteins: Proteins, mask_T: np.ndarray
-) -> np.ndarray:
-  """Where a batch is replaced by MASK, context included: bool [B, L]."""
-  protein_BL = np.asarray(eval_batch.protein_BL)
-  residue_BL = np.asarray(eval_batch.residue_BL)
-  lengths_P = np.diff(proteins.offsets)
-  inside_BL = (protein_BL >= 0) & (residue_BL >= 0)
-  inside_BL &= residue_BL < lengths_P[protein_BL]
-  flat_BL = np.where(inside_BL, proteins.offsets[protein_BL] + residue_BL, 0)
-  return inside_BL & mask_T[flat_BL]
-
-
-def baseline_scores(
-  baseline: Baseline, proteins: Proteins, model_scores: Scores
-) -> Scores:
-  """A baseline on the residues that the model was scored on."""
-  return Scores(
-    baseline.nll(proteins),
-    model_scores.scored,
-    objective=model_scores.objective,
-  )
 
 
 def slices(proteins: Proteins) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -237,7 +94,7 @@ def slices(proteins: Proteins) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def summarize(
-  scores: Scores,
+  scores: Scores | Sequence[Scores],
   proteins: Proteins,
   where_T: np.ndarray | None = None,
   where_P: np.ndarray | None = None,
@@ -245,47 +102,103 @@ def summarize(
   """Metrics over a slice of a split, from float64 sums.
 
   residue_perplexity = exp(mean nll over residues), the headline;
-  bits_per_residue = mean nll / ln 2; perplexity counts EOS too; accuracy is
-  over residues; protein_perplexity = exp(mean over proteins of the mean nll of
-  each protein's residues), so every protein weighs the same (the geometric
-  mean of the proteins' own perplexities). For a masked model the names begin
-  with masked_, and there is no perplexity with EOS.
+  bits_per_residue = mean nll / ln 2; perplexity counts EOS too; accuracy and
+  top5_accuracy are over residues; ece is the expected calibration error
+  (calibration.py); protein_perplexity = exp(mean over proteins of the mean nll
+  of each protein's residues), so every protein weighs the same (the geometric
+  mean of the proteins' own perplexities). _low and _high are the 95 % interval
+  of a bootstrap over clusters (bootstrap.py). For a masked model the names
+  begin with masked_, and there is no perplexity with EOS; means are over the
+  residues of all masks put together, and _std is the standard deviation of the
+  perplexities of the single masks.
 
   Args:
-    scores: of the whole split.
+    scores: of the whole split; of a masked model, for each mask.
     proteins: the split.
     where_T: bool [T], the residues of the slice; None for all.
     where_P: bool [P], the proteins whose EOS belongs to it; None for all.
 
   Returns:
-    The metrics, None where there is nothing to average.
+    The metrics, None where there is nothing to average. num_residues counts a
+    residue once for each mask.
   """
-  chosen_T = scores.scored if where_T is None else scores.scored & where_T
-  num_proteins = len(proteins.offsets) - 1
-  protein = np.repeat(np.arange(num_proteins), np.diff(proteins.offsets))
-  protein = protein[chosen_T]
-  nll = scores.nll[chosen_T].astype(np.float64)
-  count_P = np.bincount(protein, minlength=num_proteins)
-  sum_P = np.bincount(protein, nll, num_proteins)
-  present_P = count_P > 0
+  all_scores = [scores] if isinstance(scores, Scores) else list(scores)
+  first = all_scores[0]
+  chosen = [
+    one.scored if where_T is None else one.scored & where_T
+    for one in all_scores
+  ]
+
+  def gather(name):
+    arrays = [getattr(one, name) for one in all_scores]
+    if arrays[0] is None:
+      return None
+    pairs = zip(arrays, chosen, strict=True)
+    return np.concatenate([array_T[where_T] for array_T, where_T in pairs])
+
+  nll = gather('nll').astype(np.float64)
+  protein_T = np.repeat(np.arange(len(proteins)), proteins.lengths)
+  protein = np.concatenate([protein_T[where_T] for where_T in chosen])
   metrics = {}
   if len(nll):
-    metrics['residue_perplexity'] = perplexity(nll.mean())
-    metrics['bits_per_residue'] = float(nll.mean() / np.log(2))
-    mean_P = sum_P[present_P] / count_P[present_P]
-    metrics['protein_perplexity'] = perplexity(mean_P.mean())
-    if scores.correct is not None:
-      metrics['accuracy'] = float(scores.correct[chosen_T].mean())
-  if scores.objective == 'masked':
+    metrics = _of_residues(
+      nll,
+      protein,
+      gather('correct'),
+      gather('rank'),
+      gather('confidence'),
+      proteins.clusters,
+    )
+  if len(nll) and len(all_scores) > 1:
+    metrics['residue_perplexity_std'] = float(
+      np.std(
+        [
+          np.exp(one.nll[where_T].mean(dtype=np.float64))
+          for one, where_T in zip(all_scores, chosen, strict=True)
+          if where_T.any()
+        ],
+        ddof=1,
+      )
+    )
+  if first.objective == 'masked':
     metrics = {f'masked_{name}': value for name, value in metrics.items()}
-  elif scores.eos_nll is not None:
-    eos_nll = scores.eos_nll if where_P is None else scores.eos_nll[where_P]
+  elif first.eos_nll is not None:
+    eos_nll = first.eos_nll if where_P is None else first.eos_nll[where_P]
     if len(eos_nll):
       total = nll.sum() + eos_nll.sum(dtype=np.float64)
       metrics['perplexity'] = perplexity(total / (len(nll) + len(eos_nll)))
   metrics['num_residues'] = len(nll)
-  metrics['num_proteins'] = int(present_P.sum())
+  metrics['num_proteins'] = len(np.unique(protein))
   return {name: metrics.get(name) for name in METRICS}
+
+
+def _of_residues(nll, protein, correct, rank, confidence, clusters):
+  """The metrics of _OF_RESIDUES but _std, without a prefix."""
+  num_proteins = len(clusters)
+  count_P = np.bincount(protein, minlength=num_proteins)
+  present_P = count_P > 0
+  sums_P = {'residue_perplexity': np.bincount(protein, nll, num_proteins)}
+  mean_P = sums_P['residue_perplexity'][present_P] / count_P[present_P]
+  metrics = {
+    'residue_perplexity': perplexity(nll.mean()),
+    'bits_per_residue': float(nll.mean() / np.log(2)),
+    'protein_perplexity': perplexity(mean_P.mean()),
+  }
+  if correct is not None:
+    metrics['accuracy'] = float(correct.mean())
+    sums_P['accuracy'] = np.bincount(protein, correct, num_proteins)
+  if rank is not None:
+    metrics['top5_accuracy'] = float((rank < 5).mean())
+  if confidence is not None:
+    metrics['ece'] = calibration.expected_calibration_error(confidence, correct)
+  intervals = bootstrap.ratio_intervals(
+    list(sums_P.values()), count_P, clusters
+  )
+  for name, interval in zip(sums_P, intervals or (), strict=False):
+    if name == 'residue_perplexity':
+      interval = map(perplexity, interval)
+    metrics[f'{name}_low'], metrics[f'{name}_high'] = interval
+  return metrics
 
 
 def evaluate_batches(

@@ -23,18 +23,63 @@ KEY = (
   'objective',
 )
 FILE_NAMES = 'evaluation.json', 'evaluation.csv'
-_COLUMNS = (  # metric, its name in the table, its format
-  ('residue_perplexity', 'residue ppl', '.3f'),
-  ('masked_residue_perplexity', 'masked residue ppl', '.3f'),
-  ('bits_per_residue', 'bits/residue', '.3f'),
-  ('masked_bits_per_residue', 'bits/masked residue', '.3f'),
-  ('perplexity', 'ppl with EOS', '.3f'),
-  ('accuracy', 'accuracy', '.2%'),
-  ('masked_accuracy', 'masked accuracy', '.2%'),
-  ('protein_perplexity', 'protein ppl', '.3f'),
-  ('masked_protein_perplexity', 'masked protein ppl', '.3f'),
-  ('num_residues', 'residues', ',d'),
+_COLUMNS = (  # metrics, their name in the table, their format
+  (('residue_perplexity',), 'residue ppl', '{:.3f}'),
+  (
+    ('residue_perplexity_low', 'residue_perplexity_high'),
+    '95 % interval',
+    '{:.2f}-{:.2f}',
+  ),
+  (('masked_residue_perplexity',), 'masked residue ppl', '{:.3f}'),
+  (
+    ('masked_residue_perplexity_low', 'masked_residue_perplexity_high'),
+    '95 % interval',
+    '{:.2f}-{:.2f}',
+  ),
+  (('masked_residue_perplexity_std',), 'std over masks', '{:.3f}'),
+  (('projection_perplexity_std',), 'std over projections', '{:.3f}'),
+  (('masked_projection_perplexity_std',), 'std over projections', '{:.3f}'),
+  (('pseudo_perplexity',), 'pseudo-ppl', '{:.3f}'),
+  (
+    ('pseudo_perplexity_low', 'pseudo_perplexity_high'),
+    '95 % interval',
+    '{:.2f}-{:.2f}',
+  ),
+  (('one_pass_perplexity_published',), 'one pass (published)', '{:.3f}'),
+  (('one_pass_perplexity_bayes',), 'one pass (Bayes)', '{:.3f}'),
+  (('bits_per_residue',), 'bits/residue', '{:.3f}'),
+  (('masked_bits_per_residue',), 'bits/masked residue', '{:.3f}'),
+  (('perplexity',), 'ppl with EOS', '{:.3f}'),
+  (('accuracy',), 'accuracy', '{:.2%}'),
+  (('masked_accuracy',), 'masked accuracy', '{:.2%}'),
+  (('top5_accuracy',), 'top-5', '{:.2%}'),
+  (('masked_top5_accuracy',), 'masked top-5', '{:.2%}'),
+  (('ece',), 'ECE', '{:.4f}'),
+  (('masked_ece',), 'masked ECE', '{:.4f}'),
+  (('protein_perplexity',), 'protein ppl', '{:.3f}'),
+  (('masked_protein_perplexity',), 'masked protein ppl', '{:.3f}'),
+  (('num_residues',), 'residues', '{:,d}'),
 )
+
+
+def read_rows(work_dir) -> list[dict]:
+  """The rows of evaluation.json, [] without it.
+
+  Raises:
+    ValueError: if the file there is not one of ours.
+  """
+  path = pathlib.Path(work_dir) / FILE_NAMES[0]
+  if not path.exists():
+    return []
+  try:
+    rows = json.loads(path.read_text())
+    for row in rows:
+      _ = [row[name] for name in KEY]
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f'{path} does not hold rows of an evaluation; move it away'
+    ) from error
+  return rows
 
 
 def merge_rows(work_dir, new_rows):
@@ -51,24 +96,18 @@ def merge_rows(work_dir, new_rows):
     ValueError: if the file there is not one of ours.
   """
   path = pathlib.Path(work_dir) / FILE_NAMES[0]
-  merged = {}
-  try:
-    old_rows = json.loads(path.read_text()) if path.exists() else []
-    for row in [*old_rows, *new_rows]:
-      key = tuple(row[name] for name in KEY)
-      merged[key] = _finite(row)
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(
-      f'{path} does not hold rows of an evaluation; move it away'
-    ) from error
+  merged = {
+    tuple(row[name] for name in KEY): _finite(row)
+    for row in [*read_rows(work_dir), *new_rows]
+  }
   rows = list(merged.values())
   table = io.StringIO()
   columns = list(dict.fromkeys(name for row in rows for name in row))
   writer = csv.DictWriter(table, columns, lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  _replace(path.with_name(FILE_NAMES[1]), table.getvalue())
-  _replace(path, json.dumps(rows, indent=1, allow_nan=False) + '\n')
+  replace(path.with_name(FILE_NAMES[1]), table.getvalue())
+  replace(path, json.dumps(rows, indent=1, allow_nan=False) + '\n')
   return rows
 
 
@@ -80,7 +119,8 @@ def _finite(row):
   }
 
 
-def _replace(path, text):
+def replace(path, text):
+  """Writes a file, whole or not at all."""
   partial = path.with_name(f'.{path.name}.partial')
   partial.write_text(text)
   os.replace(partial, path)
@@ -101,7 +141,9 @@ def _block(objective, split, part, rows):
   title = split + words.get(part, '')
   if objective == 'masked':
     title += ' (masked 15 %)'
-  columns = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in rows)]
+  columns = [
+    column for column in _COLUMNS if any(_cell(row, *column) for row in rows)
+  ]
   lines = [[title, *(label for _, label, _ in columns)]]
   for row in sorted(
     rows, key=lambda row: -1 if row['step'] is None else row['step']
@@ -109,8 +151,7 @@ def _block(objective, split, part, rows):
     name = row['name']
     if row['step'] is not None:
       name += f', step {row["step"]:,}, {row["attention"]} attention'
-    values = [(row.get(metric), form) for metric, _, form in columns]
-    cells = ['' if value is None else f'{value:{f}}' for value, f in values]
+    cells = [_cell(row, *column) for column in columns]
     lines.append([f'  {name}', *cells])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
@@ -120,3 +161,9 @@ def _block(objective, split, part, rows):
     )
     for line in lines
   )
+
+
+def _cell(row, metrics, label, form):
+  del label
+  values = [row.get(metric) for metric in metrics]
+  return '' if None in values else form.format(*values)

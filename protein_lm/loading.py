@@ -6,10 +6,13 @@ from typing import Any
 
 import gin
 import jax
+import numpy as np
 
 from protein_lm import checkpoint, config, objectives, vocab
 from protein_lm import data as data_lib
 from protein_lm import train_step as steps
+
+_CALIBRATION_BATCHES = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +95,105 @@ class LoadedModel:
   def open_data(self):
     """The Data it was trained on; prepares what is not."""
     return data_lib.open_data(self.work_dir, **self.data_arguments)
+
+  # What the commands do, as one call each; options are those of the function
+  # that each one names.
+
+  def perplexity(self, sequences, **options):
+    """Perplexity of each sequence, from its residues alone, without EOS.
+
+    Args:
+      sequences: proteins, or id -> protein.
+      **options: of evaluation.perplexity_of, whose rows say more.
+
+    Returns:
+      [number of sequences] float64; of a masked model over five masks.
+    """
+    from protein_lm import evaluation
+
+    rows = evaluation.perplexity_of(self, sequences, **options)
+    name = 'residue_perplexity'
+    if self.model.objective == 'masked':
+      name = f'masked_{name}'
+    return np.array([row[name] for row in rows], np.float64)
+
+  def score(self, sequences, *, wild_type=None, **options):
+    """Log-likelihoods of sequences, or the effects of variants of one.
+
+    Args:
+      sequences: proteins, or id -> protein; with wild_type, variants such as
+        'A42G' or 'A42G:K50R', or whole sequences.
+      wild_type: the protein that the variants are of.
+      **options: of scoring.score_sequences, or scoring.score_variants.
+
+    Returns:
+      [number of sequences] float64, nats: log-likelihoods of the residues
+      (pseudo-log-likelihoods, of a masked model); with wild_type how much
+      likelier the variants are than it, by options' strategy.
+    """
+    from protein_lm import scoring
+
+    if wild_type is not None:
+      return scoring.score_variants(self, wild_type, sequences, **options)[0]
+    rows = scoring.score_sequences(self, sequences, **options)
+    name = 'log_likelihood'
+    if self.model.objective == 'masked':
+      name = 'pseudo_log_likelihood'
+    return np.array([row[name] for row in rows], np.float64)
+
+  def sample(self, num_samples=1, **options):
+    """Draws proteins; see sampling.sample. Sample i of a seed is always one."""
+    from protein_lm import sampling
+
+    return sampling.sample(self, num_samples, **options)
+
+  def infill(self, sequence, num_samples=1, **options):
+    """Fills the gaps of a protein by a masked model; see sampling.infill."""
+    from protein_lm import sampling
+
+    return sampling.infill(self, sequence, num_samples, **options)
+
+  def embed(self, sequences, **options):
+    """Vectors of proteins at any layer; see embedding.embed."""
+    from protein_lm import embedding
+
+    return embedding.embed(self, sequences, **options)
+
+  def attention_maps(self, sequence, **options):
+    """What each token attends to, [N, H, L, L]; see attention_maps.py."""
+    from protein_lm import attention_maps
+
+    return attention_maps.attention_maps(self, sequence, **options)
+
+  def contacts(self, sequence, **options):
+    """How strongly residues depend on each other, [L, L]; see contacts.py."""
+    from protein_lm import contacts
+
+    return contacts.contacts(self, sequence, **options)
+
+
+def calibrated(loaded, data=None):
+  """A model with the statistics that its attention asks for.
+
+  Args:
+    loaded: LoadedModel.
+    data: of loaded.open_data(), if it is open already; read only where the
+      checkpoint lacks them.
+
+  Returns:
+    LoadedModel; `loaded` itself where it lacks nothing.
+  """
+  if not loaded.needs_calibration:
+    return loaded
+  print(
+    'its attention needs statistics that this checkpoint lacks: measured on '
+    f'{_CALIBRATION_BATCHES} training batches',
+    flush=True,
+  )
+  data = data or loaded.open_data()
+  return loaded.calibrate(
+    data.train_batch(0, step) for step in range(_CALIBRATION_BATCHES)
+  )
 
 
 def load(work_dir, step='latest', gin_bindings=()):

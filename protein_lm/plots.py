@@ -1,4 +1,4 @@
-"""Figures of an evaluation: learning curve, accuracy per residue.
+"""Figures of an evaluation: learning curve, accuracy, similarity to train.
 
 Figures are matplotlib objects of their own (no pyplot, no global state), and
 nothing here opens a window.
@@ -12,13 +12,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from protein_lm import vocab
+from protein_lm import bootstrap, per_sequence, vocab
 from protein_lm.evaluation import Scores
 from protein_lm.proteins import Proteins
 
 _INK, _GREY, _LIGHT = '#222222', '#666666', '#c8c8c8'
 _COLORS = ('#9ab8d8', '#1f5fa8', '#c4551d', '#2f7d4f')
 _DPI = 150
+# Groups of proteins by the share of their 8-mers in the most similar train
+# protein; most have few.
+_SHARES = (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 
 
 def learning_curve(
@@ -103,6 +106,77 @@ def accuracy_per_residue(
   axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
   axes.set_xlim(-0.7, len(order) - 0.3)
   axes.legend(frameon=False, loc='upper right', fontsize=9)
+  return figure
+
+
+def perplexity_by_share(
+  scores: Sequence[Scores], proteins: Proteins, title: str
+) -> Figure | None:
+  """Perplexity of proteins against the share of 8-mers their nearest one in
+  train has.
+
+  Args:
+    scores: of the split, of a masked model one for each mask.
+    proteins: the split.
+    title: names model and split.
+
+  Returns:
+    The figure: a dot for each protein, and for each group the perplexity of all
+    its residues with the 95 % interval over clusters. None if no share is
+    known.
+  """
+  parts = [per_sequence.sums(one, proteins) for one in scores]
+  count_P, nats_P = (sum(part[i] for part in parts) for i in (0, 1))
+  share_P = np.asarray(proteins.nearest_train_share, np.float64)
+  known = np.flatnonzero((count_P > 0) & ~np.isnan(share_P))
+  if not len(known):
+    return None
+  figure, axes = _new_figure(
+    title, '% of 8-mers in the most similar train protein', 'perplexity'
+  )
+  with np.errstate(over='ignore'):
+    value_P = np.exp(nats_P[known] / count_P[known])
+  axes.plot(share_P[known], value_P, '.', color=_COLORS[0], ms=3, alpha=0.6)
+  group_P = np.digitize(share_P, _SHARES, right=True)  # 0 shares nothing
+  for group in np.unique(group_P[known]):
+    its = known[group_P[known] == group]
+    names = [proteins.clusters[p] for p in its]
+    low_high = bootstrap.ratio_intervals([nats_P[its]], count_P[its], names)
+    middle = np.exp(nats_P[its].sum() / count_P[its].sum())
+    bars = None
+    if low_high:
+      low, high = np.exp(low_high[0])
+      bars = [[middle - low], [high - middle]]
+    axes.errorbar(
+      [share_P[its].mean()],
+      [middle],
+      yerr=bars,
+      fmt='o',
+      color=_COLORS[2],
+      capsize=3,
+      ms=5,
+    )
+  finite = value_P[np.isfinite(value_P)]
+  if len(finite):
+    low, high = np.quantile(finite, [0.005, 0.995])
+    axes.set_ylim(
+      low - 0.3 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5
+    )
+  # A square root spreads the small shares, 0 included.
+  axes.set_xscale(
+    'function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square)
+  )
+  top = share_P[known].max()
+  ticks = [x for x in _SHARES if x <= max(top, _SHARES[1])]
+  axes.set_xlim(0, 1.05 * max(top, _SHARES[1]))
+  axes.set_xticks(ticks, [f'{x:.4g}' for x in 100 * np.array(ticks)])
+  axes.legend(
+    [axes.lines[0], axes.containers[0]],
+    ['a protein', 'all residues of a group of proteins, 95 % interval'],
+    frameon=False,
+    loc='lower right',
+    fontsize=9,
+  )
   return figure
 
 

@@ -55,6 +55,11 @@ class EvalBatches(Sequence):
     self._by_rank = np.argsort(self._length_W, kind='stable')
     self._plan = packing.plan_rows(self._length_W, max_len)
 
+  @property
+  def num_tokens(self) -> int:
+    """All tokens of all windows, also those that others score."""
+    return int(self._length_W.sum())
+
   def __len__(self) -> int:
     return -(-self._plan.num_rows // self._batch_size)
 

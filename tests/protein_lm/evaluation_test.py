@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from protein_lm import baselines, evaluation, vocab
+from protein_lm import (
+  baselines,
+  bootstrap,
+  calibration,
+  evaluation,
+  vocab,
+)
 from protein_lm.data import EvalBatches
 from protein_lm.objectives import TokenScores
 from protein_lm.proteins import from_sequences
@@ -172,3 +178,81 @@ def test_periodic_masked_evaluation_has_no_causal_name():
   assert set(metrics) == names
   counted_T = evaluation.counted_residues(proteins)
   assert metrics['num_tokens'] == (mask_T & counted_T).sum()
+
+
+def test_top5_and_calibration_are_over_scored_residues():
+  proteins = from_sequences({'a': 'ACDX', 'b': 'EE'})
+  scored = np.array([1, 1, 1, 0, 1, 1], bool)
+  confidence = np.array([0.5, 0.2, 0.9, 0.1, 0.3, 0.3])
+  correct = np.array([1, 0, 0, 1, 0, 1], bool)
+  scores = evaluation.Scores(
+    np.ones(6),
+    scored,
+    correct,
+    confidence=confidence,
+    rank=np.array([0, 4, 5, 0, 20, 0], np.int8),
+  )
+  metrics = evaluation.summarize(scores, proteins)
+  assert metrics['top5_accuracy'] == 3 / 5
+  expected = calibration.expected_calibration_error(
+    confidence[scored], correct[scored]
+  )
+  assert metrics['ece'] == expected
+
+
+def test_intervals_are_those_of_the_bootstrap_over_clusters():
+  proteins = from_sequences({'a': 'AC', 'b': 'D', 'c': 'EFG'})
+  proteins.clusters[1] = 'a'
+  nll = np.array([1.0, 2, 3, 2, 2, 8])
+  scores = evaluation.Scores(nll, np.ones(6, bool), nll < 2.5)
+  metrics = evaluation.summarize(scores, proteins)
+  (low, high), accuracies = bootstrap.ratio_intervals(
+    [np.array([3.0, 3, 12]), np.array([2, 0, 2])], [2, 1, 3], ['a', 'a', 'c']
+  )
+  np.testing.assert_allclose(
+    [metrics[f'residue_perplexity_{x}'] for x in ('low', 'high')],
+    np.exp([low, high]),
+  )
+  assert accuracies == (metrics['accuracy_low'], metrics['accuracy_high'])
+
+
+def test_masks_are_put_together_and_have_a_spread():
+  proteins = from_sequences({'a': 'AAAA', 'b': 'CC'})
+  masks = [
+    evaluation.Scores(
+      np.array([1.0, 2, 4, 8, 3, 5]),
+      np.array(mask, bool),
+      objective='masked',
+      mask=np.array(mask, bool),
+    )
+    for mask in ([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0])
+  ]
+  metrics = evaluation.summarize(masks, proteins)
+  means = [2, 3.5, 1.5]
+  np.testing.assert_allclose(
+    [
+      np.log(metrics['masked_residue_perplexity']),
+      metrics['masked_residue_perplexity_std'],
+      metrics['num_residues'],
+    ],
+    [14 / 6, np.std(np.exp(means), ddof=1), 6],
+  )
+  assert metrics['residue_perplexity'] is None
+
+
+def test_unigram_perplexity_is_the_analytic_one():
+  """exp of the cross-entropy of the split's frequencies to train's."""
+  train, proteins = from_sequences({'t': 'AAAC' * 25}), make_proteins()
+  unigram = baselines.fit_unigram(train)
+  counted_T = evaluation.counted_residues(proteins)
+  nothing_T = np.zeros(len(counted_T))
+  scores = evaluation.baseline_scores(
+    unigram, proteins, evaluation.Scores(nothing_T, counted_T)
+  )
+  found = evaluation.summarize(scores, proteins)['residue_perplexity']
+  q = np.ones(25)
+  q[[0, 1]] += 75, 25
+  q /= q.sum()
+  share = np.bincount(proteins.residues[counted_T], minlength=25)
+  share = share / share.sum()
+  np.testing.assert_allclose(found, np.exp(-(share * np.log(q)).sum()))

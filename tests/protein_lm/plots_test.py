@@ -49,3 +49,20 @@ def test_accuracy_figure_orders_letters_by_frequency(tmp_path):
   assert [t.get_text() for t in axes.get_xticklabels()] == ['L', 'S', 'A']
   plots.save(figure, tmp_path / 'accuracy.png')
   assert [path.name for path in tmp_path.iterdir()] == ['accuracy.png']
+
+
+def test_similarity_groups_proteins_by_their_share():
+  proteins = from_sequences({f'P{i}': 'AC' for i in range(8)})
+  proteins.nearest_train_share[:] = [0, 0, 0, 0.03, 0.03, 0.04, 0.3, np.nan]
+  nll = np.repeat([1.0, 2, 3, 1, 1, 4, 2, 9], 2)
+  scores = evaluation.Scores(nll, np.ones(16, bool), np.ones(16, bool))
+  (axes,) = plots.perplexity_by_share([scores], proteins, 'title').axes
+  assert len(axes.lines[0].get_xdata()) == 7
+  middles = [bar.lines[0].get_ydata()[0] for bar in axes.containers]
+  np.testing.assert_allclose(np.log(middles), [2, 2, 2])
+
+
+def test_no_figure_where_no_share_is_known():
+  proteins = from_sequences({'a': 'AC'})
+  scores = evaluation.Scores(np.ones(2), np.ones(2, bool), np.ones(2, bool))
+  assert plots.perplexity_by_share([scores], proteins, 'title') is None

@@ -98,3 +98,10 @@ def test_batches_of_evaluation_can_be_indexed_and_counted():
   assert len(batches[:2]) == 2
   with pytest.raises(IndexError):
     batches[len(batches)]
+
+
+def test_tokens_of_overlapping_windows_are_counted_twice():
+  proteins = from_sequences({'a': 'A' * 14, 'b': 'A' * 18})
+  batches = EvalBatches(proteins, 1, max_len=16)
+  num_tokens = sum(int((x.batch.segment_ids > 0).sum()) for x in batches)
+  assert batches.num_tokens == num_tokens == 16 + 16 + 12
