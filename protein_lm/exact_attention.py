@@ -4,11 +4,12 @@ Axes: B batch, L query length, S key length, H heads, K head width.
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import gin
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fast_attention import residuals
 from fast_attention.reference import run_ids
@@ -17,6 +18,13 @@ from protein_lm import blockwise_attention
 Implementation = Literal['auto', 'plain', 'blockwise', 'cudnn']
 
 _LEAST_BLOCKWISE = 128  # below, L x L is smaller than what blocks carry
+
+
+class KeyValueCache(NamedTuple):
+  """The past of a causal exact attention, with room for S tokens."""
+
+  key_BHSK: jax.Array
+  value_BHSK: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +113,78 @@ class ExactAttention:
         query, key, value, visible, dropout_rate, dropout_rng, precision
       )
     return out_BLHK.astype(value.dtype if dtype is None else dtype)
+
+  def init_state(self, batch_size, heads, depth, room, dtype=jnp.float32):
+    """The cache before the first token.
+
+    Args:
+      batch_size: B.
+      heads: H.
+      depth: K.
+      room: tokens that it can hold, S.
+      dtype: of keys and values.
+
+    Returns:
+      KeyValueCache.
+    """
+    shape = (batch_size, heads, room, depth)
+    return KeyValueCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  def prefill(self, query, key, value, room):
+    """Causal attention over a prompt, and the cache that holds it.
+
+    Args:
+      query: [B, L, H, K]; what is padding must stand on the right.
+      key: [B, L, H, K].
+      value: [B, L, H, K].
+      room: tokens that the cache can hold, at least L.
+
+    Returns:
+      [B, L, H, K] and the KeyValueCache. Padding is in it too; `step` writes
+      over it before it is read.
+    """
+    widths = ((0, 0), (0, 0), (0, room - key.shape[1]), (0, 0))
+    cache = KeyValueCache(
+      *(jnp.pad(x.swapaxes(1, 2), widths) for x in (key, value))
+    )
+    return self(query, key, value, is_causal=True), cache
+
+  def step(self, query, key, value, state, position):
+    """One token: its key enters the cache, its query reads what is there.
+
+    Args:
+      query: [B, 1, H, K].
+      key: [B, 1, H, K].
+      value: [B, 1, H, K].
+      state: the KeyValueCache of the tokens before.
+      position: [] int, how many these are.
+
+    Returns:
+      [B, 1, H, K] and the next cache.
+    """
+    state = KeyValueCache(
+      *(
+        lax.dynamic_update_slice_in_dim(
+          old_BHSK, new_B1HK.swapaxes(1, 2), position, axis=2
+        )
+        for old_BHSK, new_B1HK in zip(state, (key, value), strict=True)
+      )
+    )
+    compute_dtype = jnp.promote_types(query.dtype, jnp.float32)
+    logits_BHS = jnp.einsum(
+      'bhk,bhsk->bhs',
+      query[:, 0],
+      state.key_BHSK,
+      preferred_element_type=compute_dtype,
+    )
+    logits_BHS *= query.shape[-1] ** -0.5
+    is_past_S = jnp.arange(logits_BHS.shape[-1]) <= position
+    logits_BHS = jnp.where(
+      is_past_S[None, None], logits_BHS, jnp.finfo(compute_dtype).min
+    )
+    weights_BHS = jax.nn.softmax(logits_BHS, axis=-1).astype(value.dtype)
+    out_BHK = jnp.einsum('bhs,bhsk->bhk', weights_BHS, state.value_BHSK)
+    return out_BHK[:, None], state
 
   def _form(self, query, key, segment_ids, mask, dropout_rate):
     """What computes it: 'plain', 'blockwise' or 'cudnn'."""
