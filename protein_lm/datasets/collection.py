@@ -235,7 +235,7 @@ def read_collection(
     folder / 'offsets.npy',
     np.array(offsets, np.int64).reshape(len(offsets), 2 * num_buckets + 1),
   )
-  _check_symbols(tally, policy)
+  check_symbols(tally, policy)
   # 2. Drop duplicates.
   collection = Collection(folder, num_buckets, len(offsets))
   drop = functools.partial(_drop_duplicates, collection=collection)
@@ -263,7 +263,7 @@ def read_collection(
   return collection
 
 
-def _check_symbols(tally: Tally, policy: letters.LetterPolicy) -> None:
+def check_symbols(tally: Tally, policy: letters.LetterPolicy) -> None:
   """Refuses a source with symbols in too many records."""
   num_read = tally.counts['records read']
   num_bad = tally.counts['with symbols skipped']
