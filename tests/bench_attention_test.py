@@ -136,6 +136,7 @@ def test_skipped_row_says_so(bench, tiny, capsys):
   assert capsys.readouterr().out.count('skipped: predicted') == 2
 
 
+@pytest.mark.slow
 def test_growth_and_decode(bench, tiny):
   assert list(bench.growth(tiny, (32, 64)).values())[0] > 0
   assert bench.decode(tiny, (2, 40), num_tokens=2)['softmax'] > 0

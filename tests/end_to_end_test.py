@@ -110,6 +110,7 @@ def test_one_checkpoint_evaluates_under_every_attention(trained):
   assert len(set(found)) == 3
 
 
+@pytest.mark.slow
 def test_more_features_bring_the_softmax_kernel_to_exact_attention(trained):
   exact = score(trained, EXACT)[0].nll
 

@@ -135,6 +135,7 @@ def by_name(params):
   }
 
 
+@pytest.mark.slow
 def test_lora_learns_while_the_base_stays_bit_for_bit(folder, source):
   run = train(
     folder,
@@ -170,6 +171,7 @@ def test_frozen_layers_stay_bit_for_bit(folder, source):
       assert (found[name] != array).any()
 
 
+@pytest.mark.slow
 def test_weights_of_proteins_weigh_their_gradients(folder):
   """The loss is the weighted mean of the losses of the proteins."""
   run = train(
@@ -227,6 +229,7 @@ def test_a_head_learns_the_share_of_a_residue(folder, source):
   assert metrics['num_labels'] == num_labels
 
 
+@pytest.mark.slow
 def test_a_head_tells_which_residues_are_a(folder):
   run = train(
     folder,

@@ -273,7 +273,11 @@ def test_leaks_no_tracer(qkv):
 
 @pytest.mark.parametrize(
   'kwargs, is_packed',
-  [(dict(is_causal=True), False), ({}, False), ({}, True)],
+  [
+    (dict(is_causal=True), False),
+    pytest.param({}, False, marks=pytest.mark.slow),
+    pytest.param({}, True, marks=pytest.mark.slow),
+  ],
 )
 def test_shard_map_over_the_batch(kwargs, is_packed, normal):
   mesh = jax.make_mesh(

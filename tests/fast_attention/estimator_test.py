@@ -64,7 +64,10 @@ def test_unnormalised_is_an_unbiased_estimate(features_type, normal):
   assert np.all(np.abs(error) < 5 * standard_error)
 
 
-@pytest.mark.parametrize('features_type', ['hyperbolic', 'centred_aderf'])
+@pytest.mark.parametrize(
+  'features_type',
+  ['hyperbolic', pytest.param('centred_aderf', marks=pytest.mark.slow)],
+)
 def test_step_by_step_equals_the_full_pass(features_type, qkvg, assert_close):
   q, k, v, _ = qkvg(1, 9, 2, 8)
   attention = attention_of(features_type, unidirectional=True)

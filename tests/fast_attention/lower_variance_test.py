@@ -443,7 +443,14 @@ def row_error(features_type, query, key, rng, num_draws=3):
   return np.abs(scores - exact).sum(axis=-1).mean()
 
 
-@pytest.mark.parametrize('decay, mean', [(0.01, 0.25), (0.001, 0), (0.01, 0)])
+@pytest.mark.parametrize(
+  'decay, mean',
+  [
+    pytest.param(0.01, 0.25, marks=pytest.mark.slow),
+    (0.001, 0),
+    (0.01, 0),
+  ],
+)
 def test_error_on_anisotropic_qk_is_halved(decay, mean, rng):
   """Width 64, 256 features in all, W and -W among them."""
   query, key = draw_qk(512, 1, 64, std=0.5, decay=decay, mean=mean)

@@ -157,6 +157,7 @@ def test_parameters_that_overflow_do_not_spread(name, run):
   jax.tree.map(np.testing.assert_array_equal, state.params, before)
 
 
+@pytest.mark.slow
 def test_resuming_at_any_step_ends_the_same_bit_for_bit(run, tmp_path):
   """Faults, schedule, redraw, dropout, accumulation and average included."""
   step, states, sums = run

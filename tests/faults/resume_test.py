@@ -66,9 +66,10 @@ def records(work_dir):
   ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'step',
-  [1, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 4, 5))],
+  range(1, 6),
 )
 def test_resuming_after_any_step_changes_no_bit(
   tmp_path, fasta_60, straight, step
@@ -84,6 +85,7 @@ def test_resuming_after_any_step_changes_no_bit(
   assert records(work_dir) == records(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'bindings',
   [

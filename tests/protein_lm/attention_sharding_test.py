@@ -109,6 +109,7 @@ def test_exact_attention_without_segments_sees_all_shards():
   assert_same(actual, with_gradients(exact_attention(), None, qkvg()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'features_type',
   ['centred_aderf', pytest.param('favor_plus_plus', marks=SLOW)],
@@ -198,6 +199,7 @@ def make_model(cls, attention_fn, **kwargs):
   return nnx.split(model, nnx.Param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'cls, attention_fn, sizes, kwargs',
   [

@@ -77,6 +77,7 @@ def test_a_step_averages_what_its_batch_measures(options, batch, rng):
   assert state.attention_stats.query_mean_JK.shape == (2, 2, 8)
 
 
+@pytest.mark.slow
 def test_a_step_uses_the_statistics_of_earlier_steps_alone(batch, rng):
   """The loss of a batch does not depend on that batch's statistics."""
   step, state = make_state(make_model())
@@ -91,6 +92,7 @@ def test_a_step_uses_the_statistics_of_earlier_steps_alone(batch, rng):
   assert float(sums['loss']) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_later_tokens_leave_earlier_logits_bit_equal(batch, rng):
   step, state = make_state(make_model())
   state, _ = step(state, batch, rng)

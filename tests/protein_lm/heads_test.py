@@ -41,9 +41,8 @@ def test_pooling_is_the_mean_over_a_segment(rng):
   )
 
 
-@pytest.mark.parametrize(
-  'pooling', ['mean', pytest.param('token', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('pooling', ['mean', 'token'])
 def test_a_protein_gives_the_same_alone_and_packed(pooling):
   one, other = vocab.encode('ACDEF'), vocab.encode('GHI')
   packed = np.full((1, 11), vocab.PAD_ID, np.int32)

@@ -56,6 +56,7 @@ def test_an_exact_model_is_asked_what_a_swap_would_cost():
   np.testing.assert_array_equal(swapped.uniform_H, own.uniform_H)
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_model_as_it_was():
   model = make_model(make_fast_softmax_attention(nb_features=8))
   before = model(TOKENS)

@@ -131,6 +131,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path):
   assert kernel.addressable_shards[0].data.shape == (2, 8, 32)  # N D F
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_weights_and_never_rows():
   recipe = recipe_on((1, 8, 1, 1))
   store = MemoryStore(proteins())

@@ -116,7 +116,7 @@ RELU = make_fast_generalized_attention()
   [
     pytest.param(models.FlaxLM, SOFTMAX, marks=pytest.mark.slow),
     pytest.param(models.FlaxBERT, RELU, marks=pytest.mark.slow),
-    (models.FlaxBERT, None),
+    pytest.param(models.FlaxBERT, None, marks=pytest.mark.slow),
     pytest.param(models.FlaxLM, None, marks=pytest.mark.slow),
     pytest.param(models.FlaxLM, RELU, marks=pytest.mark.slow),
     pytest.param(models.FlaxBERT, SOFTMAX, marks=pytest.mark.slow),
@@ -278,6 +278,7 @@ def test_no_parts_are_refused(n):
 # What a step reports.
 
 
+@pytest.mark.slow
 def test_norms_and_work_are_what_they_say(rng):
   step, state = make_step(*REDRAWN_LM, num_microbatches=1)
   before = jax.tree.map(np.array, state.params)
