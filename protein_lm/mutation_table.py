@@ -291,4 +291,4 @@ def _hint(raw, wild_type, offset, row) -> str:
   fitting = variants_lib.fitting_offset(expected)
   if fitting not in (None, offset):
     return f'; with --offset={fitting} the positions fit'
-  return f'; are --offset={offset} and the wild type right?'
+  return f'; check --offset={offset} and the wild type'

@@ -61,7 +61,7 @@ def write_report(
   evaluator = Evaluator(loaded, splits=split and [split], fasta=fasta)
   ((split, proteins),) = evaluator.splits.items()
   chosen = report_facts.choose_proteins(
-    proteins, _NUM_PROTEINS, min(_MAX_RESIDUES, evaluator.max_len - 2)
+    proteins, _NUM_PROTEINS, _MAX_RESIDUES, evaluator.max_len - 2
   )
   shown = chosen[0] if chosen else None
   if protein is not None:

@@ -107,14 +107,15 @@ def confusion(scores: Scores, proteins: Proteins) -> np.ndarray:
 
 
 def choose_proteins(
-  proteins: Proteins, num_proteins: int, max_residues: int
+  proteins: Proteins, num_proteins: int, max_residues: int, row_residues: int
 ) -> list[int]:
   """Proteins for attention: the longest that fit, cluster by cluster.
 
   Args:
     proteins: a split.
     num_proteins: how many at most, one of a cluster.
-    max_residues: no longer than this.
+    max_residues: no longer than this; where all are, the shortest is taken.
+    row_residues: that fit into a row; longer ones are never taken.
 
   Returns:
     Their numbers, longest first.
@@ -122,10 +123,13 @@ def choose_proteins(
   order = np.argsort(-proteins.lengths, kind='stable')
   chosen = {}
   for p in order:
-    if 0 < proteins.lengths[p] <= max_residues:
+    if 0 < proteins.lengths[p] <= min(max_residues, row_residues):
       chosen.setdefault(proteins.clusters[p], int(p))
     if len(chosen) == num_proteins:
       break
+  shortest = int(order[-1])
+  if not chosen and 0 < proteins.lengths[shortest] <= row_residues:
+    return [shortest]
   return list(chosen.values())
 
 

@@ -71,10 +71,11 @@ def test_confusion_counts_pairs(scores):
 
 def test_one_protein_of_a_cluster_is_chosen_and_the_longest_that_fits():
   proteins = dataclasses.replace(PROTEINS, clusters=['x', 'y', 'y'])
-  assert report_facts.choose_proteins(proteins, 5, 100) == [1]
-  assert report_facts.choose_proteins(proteins, 5, 200) == [0, 1]
-  assert report_facts.choose_proteins(PROTEINS, 2, 200) == [0, 1]
-  assert report_facts.choose_proteins(PROTEINS, 2, 3) == []
+  assert report_facts.choose_proteins(proteins, 5, 100, 510) == [1]
+  assert report_facts.choose_proteins(proteins, 5, 200, 510) == [0, 1]
+  assert report_facts.choose_proteins(PROTEINS, 2, 200, 510) == [0, 1]
+  assert report_facts.choose_proteins(PROTEINS, 2, 3, 510) == [2]
+  assert report_facts.choose_proteins(PROTEINS, 2, 3, 6) == []
 
 
 def test_letters_of_a_protein():
