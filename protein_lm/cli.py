@@ -17,6 +17,9 @@ from absl import app, flags, logging
 
 from protein_lm import config
 
+# What is defined here is a flag of the binary, and stands in its --help.
+flags.disclaim_key_flags()
+
 DEBUG_VARIABLE = 'PROTEIN_LM_DEBUG'
 _INTERRUPTED = 130  # exit code
 
@@ -36,6 +39,27 @@ def define_gin_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'Bindings that override the files, such as "FlaxModel.num_layers = 4"; one '
     'or several lines.',
     flag_values=flag_values,
+  )
+
+
+def define_model_flags(
+  step: str = 'A number, latest or best.', is_required: bool = True
+) -> None:
+  """Defines the flags that choose a trained model: run, step and bindings.
+
+  Args:
+    step: help of --step.
+    is_required: whether --work_dir is.
+  """
+  flags.DEFINE_string(
+    'work_dir', None, 'Folder of the run.', required=is_required
+  )
+  flags.DEFINE_string('step', 'latest', step)
+  flags.DEFINE_multi_string(
+    'gin_bindings',
+    [],
+    "Bindings on top of the run's, such as "
+    '"FlaxModel.attention_fn = @exact_attention()".',
   )
 
 

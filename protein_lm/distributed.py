@@ -18,6 +18,8 @@ from absl import flags
 
 from protein_lm.place import Place, find_place
 
+flags.disclaim_key_flags()  # they are the binary's, and stand in its --help
+
 CONNECT_TIMEOUT = 300  # seconds that the processes have to meet
 HEARTBEAT_TIMEOUT = 100  # seconds after which a silent process counts as dead
 _BARRIER_TIMEOUT = 24 * 3600  # seconds

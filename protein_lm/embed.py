@@ -256,7 +256,7 @@ def _layers(texts):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-embed."""
-  flags.DEFINE_string('work_dir', None, 'Folder of the run.', required=True)
+  cli.define_model_flags()
   flags.DEFINE_string('fasta', None, 'Proteins to embed.', required=True)
   flags.DEFINE_string(
     'out', None, 'File to write: .npz, .h5 or .parquet.', required=True
@@ -269,7 +269,6 @@ def main():
     ['mean'],
     'Some of mean, max, last, per_tok and, for masked models, bos.',
   )
-  flags.DEFINE_string('step', 'latest', 'A number, latest or best.')
   flags.DEFINE_integer(
     'batch_size',
     None,
@@ -280,12 +279,6 @@ def main():
   )
   flags.DEFINE_string('dtype', 'float32', 'float32 or float16.')
   flags.DEFINE_bool('overwrite', False, 'Replace a file that exists.')
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
-  )
   cli.run(_main)
 
 

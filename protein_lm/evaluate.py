@@ -268,10 +268,7 @@ def _main(argv):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-evaluate."""
-  flags.DEFINE_string('work_dir', None, 'Folder of the run.', required=True)
-  flags.DEFINE_string(
-    'step', 'latest', 'A number, several (100,200), latest, best or all.'
-  )
+  cli.define_model_flags('A number, several (100,200), latest, best or all.')
   flags.DEFINE_list('splits', None, 'Such as test,ood (those, by default).')
   flags.DEFINE_string(
     'fasta', None, 'Evaluate the proteins of this file instead of splits.'
@@ -305,12 +302,6 @@ def main():
     None,
     'Score one protein without windows instead: an id of any split, or a FASTA '
     'file, whose longest protein is taken.',
-  )
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
   )
   cli.run(_main)
 

@@ -237,8 +237,8 @@ def main():
   """Defines the flags and runs; the console script protein-lm-probe."""
   flags.DEFINE_string('fasta', None, 'Proteins.', required=True)
   flags.DEFINE_string('labels', None, 'Table of id and label.', required=True)
-  flags.DEFINE_string('work_dir', None, 'Folder of the run that embeds; or')
-  flags.DEFINE_string('embeddings', None, 'a file that embed wrote.')
+  cli.define_model_flags(is_required=False)
+  flags.DEFINE_string('embeddings', None, 'What embed wrote, for --work_dir.')
   flags.DEFINE_string('features', 'mean_-1', 'Kind of vector and layer.')
   flags.DEFINE_string('column', 'label', 'Of the labels.')
   flags.DEFINE_string('task', 'auto', 'auto, regression or classification.')
@@ -250,14 +250,7 @@ def main():
     'share 8-mers are together.',
   )
   flags.DEFINE_string('out', None, 'Report to write, .json or .csv.')
-  flags.DEFINE_string('step', 'latest', 'A number, latest or best.')
   flags.DEFINE_bool('overwrite', False, 'Replace files that exist.')
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
-  )
   cli.run(_main)
 
 

@@ -327,18 +327,11 @@ def _main(argv):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-report."""
-  flags.DEFINE_string('work_dir', None, 'Folder of the run.', required=True)
-  flags.DEFINE_string('step', 'latest', 'A number, latest or best.')
+  cli.define_model_flags()
   flags.DEFINE_string('split', None, 'The split to score; test by default.')
   flags.DEFINE_string('fasta', None, 'Score the proteins of this file.')
   flags.DEFINE_string('protein', None, 'Id whose attention maps are drawn.')
   flags.DEFINE_string('out', None, 'The page; report.html in work_dir.')
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
-  )
   cli.run(_main)
 
 

@@ -255,9 +255,8 @@ def _changed(args, names):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-sample."""
-  flags.DEFINE_string('work_dir', None, 'Folder of the run.', required=True)
+  cli.define_model_flags()
   flags.DEFINE_string('out', None, 'FASTA file to write.', required=True)
-  flags.DEFINE_string('step', 'latest', 'A number, latest or best.')
   flags.DEFINE_integer('num_samples', 1, 'How many.')
   flags.DEFINE_string('prompt', '', 'Residues that all begin with.')
   flags.DEFINE_integer(
@@ -284,12 +283,6 @@ def main():
   )
   flags.DEFINE_bool('summary', True, 'Compare with the proteins of train.')
   flags.DEFINE_bool('overwrite', False, 'Replace a file that exists.')
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
-  )
   cli.run(_main)
 
 

@@ -237,7 +237,7 @@ def _main(argv):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-score."""
-  flags.DEFINE_string('work_dir', None, 'Folder of the run.', required=True)
+  cli.define_model_flags()
   flags.DEFINE_string('out', None, 'Table or folder to write.', required=True)
   flags.DEFINE_string('fasta', None, 'Sequences to score.')
   flags.DEFINE_string('mutations', None, 'A table of variants, or a folder.')
@@ -265,13 +265,6 @@ def main():
   )
   flags.DEFINE_bool('skip_bad', False, 'Go on where a row has no score.')
   flags.DEFINE_bool('overwrite', False, 'Replace what exists.')
-  flags.DEFINE_string('step', 'latest', 'A number, latest or best.')
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    "Bindings on top of the run's, such as "
-    '"FlaxModel.attention_fn = @exact_attention()".',
-  )
   cli.run(_main)
 
 

@@ -4,7 +4,7 @@ import gin
 import pytest
 from absl import flags
 
-from protein_lm import cli, config
+from protein_lm import cli, config, distributed
 
 
 @gin.configurable('cli_toy', module='cli_test')
@@ -81,6 +81,20 @@ def test_interrupt_exits_quietly(capsys):
 
 def test_result_of_main_is_returned():
   assert cli.exits_cleanly(lambda argv: len(argv))(['train']) == 1
+
+
+@pytest.mark.parametrize(
+  'define, name',
+  [
+    (cli.define_gin_flags, 'gin_files'),
+    (distributed.define_flags, 'process_id'),
+  ],
+)
+def test_shared_flags_stand_in_the_help_of_the_binary(define, name):
+  values = flags.FlagValues()
+  define(values)
+  shown = values.get_key_flags_for_module(__name__)
+  assert name in [flag.name for flag in shown]
 
 
 def test_gin_flags_repeat_and_files_split_at_commas(monkeypatch):
