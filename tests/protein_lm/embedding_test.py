@@ -154,8 +154,7 @@ def test_letters_are_read_as_in_a_file():
 
 @pytest.mark.slow
 def test_numbers_that_are_not_finite_are_an_error(lm):
-  params = dict(lm.params)
-  params['position_table'] = params['position_table'] * np.nan
+  params = jax.tree.map(lambda x: x * np.nan, lm.params)
   broken = LoadedModel(
     *('run', 1, lm.graphdef, params, (), '', lm.data_arguments, None, {})
   )
