@@ -21,8 +21,8 @@ from protein_lm.data import EvalBatches
 from protein_lm.proteins import Proteins
 from protein_lm.scores import Scores
 
-# Tokens of a batch. On a CPU few, which stay in its caches: at two cores 4 rows
-# of 512 run 1.1 times as fast as 16, and under load 1.6 times.
+# Tokens of a batch. On a CPU few, which stay in its caches: 4 rows of 512 run
+# 1.1 times as fast as 16 (scripts/BENCHMARKS.md, section 9).
 _TOKENS_ON_CPU, _TOKENS = 2**11, 2**15
 DEFAULT_MAX_LEN = 512  # of data.open_data
 NUM_MASKS = 5  # of a masked model: mean and spread over them
