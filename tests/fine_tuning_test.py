@@ -278,6 +278,7 @@ def test_predictions_of_a_long_protein_are_the_mean_of_its_windows(folder):
   )
 
 
+@pytest.mark.slow
 def test_a_swap_of_attention_is_measured_before_and_after(folder, source):
   run = train(folder, GENERALIZED, num_steps=0, source=source)
   text = config.config_str()

@@ -27,6 +27,7 @@ def make_model(attention_fn, cls=models.FlaxLM, **options):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'cls', [models.FlaxLM, pytest.param(models.FlaxBERT, marks=pytest.mark.slow)]
 )
