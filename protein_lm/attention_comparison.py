@@ -83,17 +83,7 @@ def read_errors(work_dir) -> list[dict]:
     ValueError: the file is not one of ours.
   """
   path = pathlib.Path(work_dir) / FILE_NAME
-  if not path.exists():
-    return []
-  try:
-    rows = json.loads(path.read_text())
-    for row in rows:
-      _ = [row[name] for name in KEY]
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(
-      f'{path} does not hold kernel errors of an evaluation; move it away'
-    ) from error
-  return rows
+  return evaluation_table.read_file(path, KEY, 'kernel errors of an evaluation')
 
 
 def merge_errors(work_dir, new_rows) -> pathlib.Path:

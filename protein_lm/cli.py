@@ -63,6 +63,19 @@ def define_model_flags(
   )
 
 
+def parse_step(text: str, flag: str = 'step') -> int | str:
+  """What --step says of one checkpoint: a number, 'latest' or 'best'.
+
+  Raises:
+    ValueError: it is none of these; names the flag.
+  """
+  if text in ('latest', 'best'):
+    return text
+  if not text.isdecimal():
+    raise ValueError(f'--{flag} is a number, latest or best, got {text!r}')
+  return int(text)
+
+
 def parse_gin_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Registers all names, then checks and binds what the gin flags say.
 

@@ -207,8 +207,8 @@ def _main(argv):
     raise FileExistsError(f'{out} exists; choose another name or --overwrite')
   found = compare(
     *argv[1:],
-    step_a=_step('step_a', args.step_a),
-    step_b=_step('step_b', args.step_b),
+    step_a=cli.parse_step(args.step_a, 'step_a'),
+    step_b=cli.parse_step(args.step_b, 'step_b'),
     splits=args.splits,
     fasta=args.fasta and os.path.expanduser(args.fasta),
     gin_bindings=args.gin_bindings,
@@ -221,12 +221,6 @@ def _main(argv):
     rows = [dataclasses.asdict(comparison) for comparison in found]
     evaluation_table.replace(out, json.dumps(rows, indent=1) + '\n')
     print(f'wrote {out}')
-
-
-def _step(flag, text):
-  if not text.isdecimal() and text not in ('latest', 'best'):
-    raise ValueError(f'--{flag} is a number, latest or best, got {text!r}')
-  return int(text) if text.isdecimal() else text
 
 
 def main():

@@ -220,7 +220,7 @@ def _main(argv):
     out,
     repr_layers=_layers(args.repr_layers),
     include=args.include,
-    step=parse_step(args.step),
+    step=cli.parse_step(args.step),
     gin_bindings=args.gin_bindings,
     batch_size=args.batch_size,
     max_len=args.max_len,
@@ -233,15 +233,6 @@ def _main(argv):
     + f' in {seconds:.1f} s, {computed / seconds:,.0f} residues/s'
   )
   print(f'wrote {out}')
-
-
-def parse_step(text: str) -> str | int:
-  """The value of --step: a number, 'latest' or 'best'."""
-  if text in ('latest', 'best'):
-    return text
-  if not text.isdecimal():
-    raise ValueError(f'--step is a number, latest or best, got {text!r}')
-  return int(text)
 
 
 def _layers(texts):

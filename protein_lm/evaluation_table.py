@@ -69,16 +69,28 @@ def read_rows(work_dir) -> list[dict]:
     ValueError: if the file there is not one of ours.
   """
   path = pathlib.Path(work_dir) / FILE_NAMES[0]
+  return read_file(path, KEY, 'rows of an evaluation')
+
+
+def read_file(path, key, content):
+  """The rows of a file of ours, [] without it.
+
+  Args:
+    path: of the file.
+    key: names that every row has.
+    content: what it holds, for the message.
+
+  Raises:
+    ValueError: the file is not one of ours.
+  """
   if not path.exists():
     return []
   try:
     rows = json.loads(path.read_text())
     for row in rows:
-      _ = [row[name] for name in KEY]
+      _ = [row[name] for name in key]
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(
-      f'{path} does not hold rows of an evaluation; move it away'
-    ) from error
+    raise ValueError(f'{path} does not hold {content}; move it away') from error
   return rows
 
 

@@ -135,7 +135,7 @@ def _main(argv):
     os.path.abspath(os.path.expanduser(args.work_dir)),
     os.path.expanduser(args.out),
     args.format,
-    int(args.step) if args.step.isdecimal() else args.step,
+    cli.parse_step(args.step),
     args.weights,
     args.overwrite,
     args.gin_bindings,

@@ -100,7 +100,7 @@ def _main(argv):
     os.path.abspath(os.path.expanduser(args.work_dir)),
     os.path.expanduser(args.fasta),
     out,
-    int(args.step) if args.step.isdecimal() else args.step,
+    cli.parse_step(args.step),
     args.overwrite,
   )
   print(f'wrote predictions of {number:,} proteins to {out}')

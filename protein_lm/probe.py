@@ -210,7 +210,6 @@ def _is_int(text):
 def _main(argv):
   del argv
   from protein_lm import compilation
-  from protein_lm.embed import parse_step
 
   args = flags.FLAGS
   compilation.enable_cache()
@@ -224,7 +223,7 @@ def _main(argv):
     column=args.column,
     task=args.task,
     folds=args.folds,
-    step=parse_step(args.step),
+    step=cli.parse_step(args.step),
     gin_bindings=args.gin_bindings,
     overwrite=args.overwrite,
   )

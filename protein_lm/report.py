@@ -258,11 +258,14 @@ def _kernel_error(loaded, sequences):
   import jax
 
   from fast_attention import FastAttention, make_fast_softmax_attention
-  from protein_lm import html_page, report_figures
+  from protein_lm import html_page, report_figures, residue_log_probs
   from protein_lm.attention_name import attention_name
   from protein_lm.kernel_error import kernel_errors
 
-  tokens_BL = _padded(sequences)
+  rows = [residue_log_probs.with_ends(sequence) for sequence in sequences]
+  tokens_BL = residue_log_probs.pad_rows(
+    rows, len(rows), max(len(tokens) for tokens in rows)
+  )
   attention_fns = loaded.model.attention_fns
   swapped = None
   if not any(isinstance(fn, FastAttention) for fn in attention_fns):
@@ -298,24 +301,12 @@ def _kernel_error(loaded, sequences):
   )
 
 
-def _padded(sequences):
-  """Tokens with BOS and EOS, [B, L], padded to the longest."""
-  from protein_lm import vocab
-
-  length = max(map(len, sequences)) + 2
-  tokens_BL = np.full((len(sequences), length), vocab.PAD_ID, np.int32)
-  for b, sequence in enumerate(sequences):
-    ids_L = [vocab.BOS_ID, *vocab.encode(sequence), vocab.EOS_ID]
-    tokens_BL[b, : len(ids_L)] = ids_L
-  return tokens_BL
-
-
 def _main(argv):
   del argv
   args = flags.FLAGS
   path = write_report(
     os.path.abspath(os.path.expanduser(args.work_dir)),
-    int(args.step) if args.step.isdecimal() else args.step,
+    cli.parse_step(args.step),
     args.split,
     args.protein,
     args.gin_bindings,

@@ -225,8 +225,7 @@ def _summarize(samples, loaded):
 def _main(argv):
   del argv
   args = flags.FLAGS
-  if args.step not in ('latest', 'best') and not args.step.isdecimal():
-    raise ValueError(f'--step is a number, latest or best, got {args.step!r}')
+  step = cli.parse_step(args.step)
 
   from protein_lm import compilation
 
@@ -236,7 +235,7 @@ def _main(argv):
     os.path.expanduser(args.out),
     args.num_samples,
     infill=args.infill,
-    step=int(args.step) if args.step.isdecimal() else args.step,
+    step=step,
     gin_bindings=args.gin_bindings,
     overwrite=args.overwrite,
     summary=args.summary,

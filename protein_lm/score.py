@@ -204,7 +204,7 @@ def _main(argv):
   if (args.fasta is None) == (args.mutations is None):
     raise ValueError('give --fasta or --mutations, one of them')
   options = {
-    'step': int(args.step) if args.step.isdecimal() else args.step,
+    'step': cli.parse_step(args.step),
     'gin_bindings': args.gin_bindings,
     'batch_size': args.batch_size,
     'max_len': args.max_len,

@@ -97,6 +97,19 @@ def test_shared_flags_stand_in_the_help_of_the_binary(define, name):
   assert name in [flag.name for flag in shown]
 
 
+@pytest.mark.parametrize(
+  'text, step', [('latest', 'latest'), ('best', 'best'), ('120', 120)]
+)
+def test_a_step_is_a_word_or_a_number(text, step):
+  assert cli.parse_step(text) == step
+
+
+@pytest.mark.parametrize('text', ['lates', '-1', '1.5', ''])
+def test_no_step_names_its_flag(text):
+  with pytest.raises(ValueError, match='--step_b is a number, latest or best'):
+    cli.parse_step(text, 'step_b')
+
+
 def test_gin_flags_repeat_and_files_split_at_commas(monkeypatch):
   values = flags.FlagValues()
   cli.define_gin_flags(values)
