@@ -65,7 +65,7 @@ def attend(
   key_prime_HBSM, key_scale_HBS, _ = key
   value_HBSE = chunk.value_HBCE.astype(_dtype(chunk))
 
-  visible_BCS = chunk_lib.visible(spec, chunk)
+  visible_BCS = chunk.visible_BCS
   log_scale_HBC = chunk_lib.query_log_scale(spec, carry, chunk, key_scale_HBS)
   numerator_HBCE, denominator_HBC = 0, 0
   if visible_BCS is not None:
@@ -77,9 +77,7 @@ def attend(
       spec.einsum('hbcm,hbsm->hbcs', query_prime_HBCM, key_prime_HBSM),
     )
     numerator_HBCE = spec.einsum('hbcs,hbse->hbce', scores_HBCS, value_HBSE)
-    # A product: it is faster than a sum on CPU.
-    ones_S = jnp.ones(scores_HBCS.shape[-1], scores_HBCS.dtype)
-    denominator_HBC = spec.einsum('hbcs,s->hbc', scores_HBCS, ones_S)
+    denominator_HBC = sum_last(spec, scores_HBCS)
   if carry is not None:
     past_HBCE, past_HBC = state_lib.read(
       carry.state, query_prime_HBCM, spec.precision
@@ -135,12 +133,21 @@ def _numerator_cotangents(spec, sums: Sums, cotangents: Sums):
   scale_HBC = None
   if not spec.feature_map.renormalize:
     scale_HBC = total_scale(sums.log_scale_HBL, sums.query_scale_HBL)
-  _, vjp = jax.vjp(
-    lambda *x: reference.normalise(spec.feature_map, *x, scale_HBC),
-    out_HBCE * denominator_HBC[..., None],  # the numerator
-    denominator_HBC,
+  factor_HBC = reference.output_factor(
+    spec.feature_map, denominator_HBC, scale_HBC
   )
-  return vjp(d_numerator_HBCE)
+  d_out_HBCE = d_numerator_HBCE
+  d_numerator_HBCE = state_lib.scaled(d_out_HBCE, factor_HBC)
+  if not spec.feature_map.renormalize:
+    return d_numerator_HBCE, jnp.zeros_like(denominator_HBC)
+  # Of the factor 1 / denominator, with the numerator the output by it.
+  return d_numerator_HBCE, -factor_HBC * sum_last(spec, d_out_HBCE * out_HBCE)
+
+
+def sum_last(spec, x_HBCS: jax.Array) -> jax.Array:
+  """The sum over the last axis, as a product: it is faster on CPU."""
+  ones_S = jnp.ones(x_HBCS.shape[-1], x_HBCS.dtype)
+  return spec.einsum('hbcs,s->hbc', x_HBCS, ones_S)
 
 
 def attend_bwd(
@@ -170,7 +177,7 @@ def attend_bwd(
   key_prime_HBSM, key_scale_HBS, _ = key
   value_HBSE = chunk.value_HBCE.astype(_dtype(chunk))
 
-  visible_BCS = chunk_lib.visible(spec, chunk)
+  visible_BCS = chunk.visible_BCS
   d_query_HBCM, d_key_HBSM, d_value_HBSE = 0, 0, 0
   if visible_BCS is not None:
     weigh = functools.partial(

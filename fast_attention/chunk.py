@@ -61,6 +61,7 @@ class Inputs(NamedTuple):
   value_BLHE: jax.Array
   valid_BL: jax.Array | None  # bool: keys that may be seen
   run_BL: jax.Array | None  # int: number of the run of equal segment ids
+  visible_BLS: jax.Array | None = None  # bool: keys of its chunk a query sees
 
 
 class Chunk(NamedTuple):
@@ -71,6 +72,7 @@ class Chunk(NamedTuple):
   value_HBCE: jax.Array
   valid_BC: jax.Array | None
   run_BC: jax.Array | None
+  visible_BCS: jax.Array | None  # bool, `[B or 1, C, S]`
 
 
 class Carry(NamedTuple):
@@ -111,34 +113,49 @@ def put_rows(x_HBL: jax.Array | None, y_HBC, number, heads: slice):
   return lax.dynamic_update_slice(x_HBL, y_HBC, (heads.start, 0, start))
 
 
-def take_chunk(inputs: Inputs, number, length: int, heads: slice) -> Chunk:
+def take_chunk(spec: Sweep, inputs: Inputs, number, heads: slice) -> Chunk:
+  length = spec.chunk_length
+
   def take_positions(x_BL):
     if x_BL is None:
       return None
     return lax.dynamic_slice_in_dim(x_BL, number * length, length, axis=1)
 
+  visible_BCS = take_positions(inputs.visible_BLS)
+  if visible_BCS is None and spec.inside != 'none':
+    visible_BCS = jnp.ones((1, length, length), bool)
+    if spec.inside == 'causal':
+      visible_BCS = jnp.tril(visible_BCS)
+
   return Chunk(
     *(take(x, number, length, heads) for x in inputs[:3]),
     take_positions(inputs.valid_BL),
     take_positions(inputs.run_BL),
+    visible_BCS,
   )
 
 
-def visible(spec: Sweep, chunk: Chunk) -> jax.Array | None:
-  """Which keys of its own chunk a query sees, bool `[B or 1, C, S]`."""
-  if spec.inside == 'none':
-    return None
-  C = chunk.query_HBCK.shape[-2]
-  visible_BCS = jnp.ones((1, C, C), bool)
+def with_visible(spec: Sweep, inputs: Inputs) -> Inputs:
+  """The rows with what a query sees of its own chunk, where rows differ.
+
+  Made before the loop, once for all heads: comparisons of runs inside it cost
+  as much as the products do.
+  """
+  hides_invalid = inputs.valid_BL is not None and not spec.feature_map.has_scale
+  if spec.inside == 'none' or (inputs.run_BL is None and not hides_invalid):
+    return inputs
+  B, L = inputs.query_BLHK.shape[:2]
+  C = spec.chunk_length
+  visible_BGCS = jnp.ones((B, L // C, C, C), bool)
   if spec.inside == 'causal':
-    visible_BCS = jnp.tril(visible_BCS)
-  if chunk.run_BC is not None:
-    run_BC = chunk.run_BC
-    visible_BCS = visible_BCS & (run_BC[:, :, None] == run_BC[:, None, :])
-  if chunk.valid_BC is not None and not spec.feature_map.has_scale:
+    visible_BGCS = jnp.tril(visible_BGCS)
+  if inputs.run_BL is not None:
+    run_BGC = inputs.run_BL.reshape(B, -1, C)
+    visible_BGCS &= run_BGC[..., :, None] == run_BGC[..., None, :]
+  if hides_invalid:
     # Elsewhere the scale of an invalid key, -inf, does this.
-    visible_BCS = visible_BCS & chunk.valid_BC[:, None, :]
-  return visible_BCS
+    visible_BGCS &= inputs.valid_BL.reshape(B, -1, 1, C)
+  return inputs._replace(visible_BLS=visible_BGCS.reshape(B, L, C))
 
 
 def past_log_scale(carry: Carry, chunk: Chunk) -> jax.Array:
@@ -155,11 +172,10 @@ def query_log_scale(spec, carry: Carry | None, chunk: Chunk, key_scale_HBS):
   if not spec.feature_map.has_scale:
     return None
   log_scale_HBC = jnp.full_like(key_scale_HBS, -jnp.inf)
-  visible_BCS = visible(spec, chunk)
-  if visible_BCS is not None:
+  if chunk.visible_BCS is not None:
+    scales_HB1S = key_scale_HBS[:, :, None, :]
     log_scale_HBC = jnp.max(
-      jnp.where(visible_BCS[None], key_scale_HBS[:, :, None, :], -jnp.inf),
-      axis=-1,
+      jnp.where(chunk.visible_BCS[None], scales_HB1S, -jnp.inf), axis=-1
     )
   if carry is None:
     return log_scale_HBC

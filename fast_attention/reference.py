@@ -98,10 +98,19 @@ def normalise(
 
   A row without keys, or whose denominator is too small to divide by, is zeros.
   """
+  factor_HBL = output_factor(feature_map, denominator_HBL, log_scale_HBL)
+  if factor_HBL is None:
+    return numerator_HBLE
+  return numerator_HBLE * factor_HBL[..., None]
+
+
+def output_factor(
+  feature_map: features_lib.FeatureMap,
+  denominator_HBL: jax.Array,
+  log_scale_HBL: jax.Array | None,
+) -> jax.Array | None:
+  """What numerators are multiplied by to be outputs; None is 1."""
   if not feature_map.renormalize:
-    if log_scale_HBL is None:
-      return numerator_HBLE
-    return numerator_HBLE * jnp.exp(log_scale_HBL)[..., None]
+    return None if log_scale_HBL is None else jnp.exp(log_scale_HBL)
   usable_HBL = jnp.abs(denominator_HBL) > feature_map.smallest_denominator
-  divisor_HBL = jnp.where(usable_HBL, denominator_HBL, 1)
-  return numerator_HBLE * jnp.where(usable_HBL, 1 / divisor_HBL, 0)[..., None]
+  return jnp.where(usable_HBL, 1 / jnp.where(usable_HBL, denominator_HBL, 1), 0)

@@ -51,13 +51,13 @@ def sweep(
     before: keys seen before the first chunk, of all heads; None is none.
   """
   groups = spec.head_groups(inputs.query_BLHK.shape[2])
-  C = spec.chunk_length
+  inputs = chunk_lib.with_visible(spec, inputs)
 
   def body(carry, number):
     carries, sums = carry
     next_carries = []
     for heads, stream_carry in zip(groups, carries, strict=True):
-      chunk = chunk_lib.take_chunk(inputs, number, C, heads)
+      chunk = chunk_lib.take_chunk(spec, inputs, number, heads)
       chunk_sums, next_carry = attend_lib.attend(
         spec, _rows_of(rows, heads), stream_carry, chunk
       )
@@ -87,6 +87,7 @@ def _sweep_bwd(spec, residuals, cotangents: attend_lib.Sums):
   C = spec.chunk_length
   first_carries = _first_carries(spec, rows, inputs, before, groups)
   carries = _carries(spec, rows, inputs, sums, first_carries, groups)
+  inputs = chunk_lib.with_visible(spec, inputs)
 
   def body(carry, xs):
     number, chunk_carries = xs
@@ -95,7 +96,7 @@ def _sweep_bwd(spec, residuals, cotangents: attend_lib.Sums):
     for heads, d_state, stream_carry in zip(
       groups, state_cotangents, chunk_carries, strict=True
     ):
-      chunk = chunk_lib.take_chunk(inputs, number, C, heads)
+      chunk = chunk_lib.take_chunk(spec, inputs, number, heads)
       chunk_sums, chunk_cotangents = (
         attend_lib.Sums(
           chunk_lib.take(x[0], number, C, heads),
@@ -214,7 +215,7 @@ def _carries(spec, rows, inputs, sums: attend_lib.Sums, first, groups):
   def body(carries, number):
     next_carries = []
     for heads, carry in zip(groups, carries, strict=True):
-      chunk = chunk_lib.take_chunk(inputs, number, C, heads)
+      chunk = chunk_lib.take_chunk(spec, inputs, number, heads)
       shift_HBC, scale_HBC = (
         chunk_lib.take_rows(x, number, C, heads)
         for x in (sums.key_shift_HBL, sums.key_scale_HBL)
