@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from protein_lm import attention_sharding
 from protein_lm.lora import LoraLinear
-from protein_lm.positions import apply_rotary
+from protein_lm.positions import rotate
 
 # What the key of a training step is folded with, one number a purpose.
 DROPOUT, EMBED_DROPOUT, PROJECTION, MICROBATCH = range(4)
@@ -90,8 +90,6 @@ class Block(nnx.Module):
     self.approximate_gelu = model.mlp == 'gelu'
     if self.gated:
       self.mlp_gate = dense('mlp_gate', model.emb_dim, model.mlp_dim)
-    self.rotary = model.position_embedding == 'rotary'
-    self.rotary_dtype = model.rotary_dtype
     self.causal = model.causal
     self.dropout_rate = model.dropout_rate
     self.attention_dropout_rate = model.attention_dropout_rate
@@ -101,7 +99,7 @@ class Block(nnx.Module):
     x_BLD,
     attention_fn,
     layer,
-    positions_BL,
+    rotation,
     segment_ids_BL,
     rng,
     stats,
@@ -113,7 +111,7 @@ class Block(nnx.Module):
       x_BLD: the residual stream.
       attention_fn: the attention of this layer.
       layer: index of the layer, may be traced.
-      positions_BL: positions, read by rotary embeddings.
+      rotation: of the positions, of rotary embeddings, else None.
       segment_ids_BL: attention stays within runs of equal ids.
       rng: key of the training step, or None to run deterministically.
       stats: statistics of this layer's queries and keys, for an attention
@@ -127,7 +125,7 @@ class Block(nnx.Module):
     if rng is not None:
       dropout_rng = dropout_rng_of(rng, DROPOUT)
       dropout_rngs = jax.random.split(jax.random.fold_in(dropout_rng, layer), 3)
-    query_BLHK, key_BLHK, value_BLHK = self.project(x_BLD, positions_BL)
+    query_BLHK, key_BLHK, value_BLHK = self.project(x_BLD, rotation)
     measured = None
     if measured_BL is not None:
       measured = attention_sharding.measure(query_BLHK, key_BLHK, measured_BL)
@@ -147,17 +145,21 @@ class Block(nnx.Module):
     )
     return self.finish(x_BLD, attended_BLHK, *dropout_rngs[1:]), measured
 
-  def project(self, x_BLD, positions_BL):
-    """Queries, keys and values of every position, [B, L, H, K] each."""
+  def project(self, x_BLD, rotation):
+    """Queries, keys and values of every position, [B, L, H, K] each.
+
+    Args:
+      x_BLD: the input of the layer.
+      rotation: as in a call.
+    """
     h_BLD = self.attention_norm(x_BLD)
     query_BLHK, key_BLHK = self.query(h_BLD), self.key(h_BLD)
     if self.qk_norm:
       query_BLHK = self.query_norm(query_BLHK)
       key_BLHK = self.key_norm(key_BLHK)
-    if self.rotary:
-      dtype = self.rotary_dtype
-      query_BLHK = apply_rotary(query_BLHK, positions_BL, dtype)
-      key_BLHK = apply_rotary(key_BLHK, positions_BL, dtype)
+    if rotation is not None:
+      query_BLHK = rotate(query_BLHK, rotation)
+      key_BLHK = rotate(key_BLHK, rotation)
     return query_BLHK, key_BLHK, self.value(h_BLD)
 
   def finish(self, x_BLD, attended_BLHK, out_rng=None, mlp_rng=None):

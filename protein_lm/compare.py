@@ -94,7 +94,7 @@ def compare(
     fasta: a file to score instead of splits.
     gin_bindings: on top of B's configuration and of A's.
     batch_size: rows of a batch; None for what suits the device.
-    num_devices: over which they are cut; None for all accelerators.
+    num_devices: over which they are cut; None as Scorer chooses.
 
   Returns:
     A Comparison for each split.
@@ -196,12 +196,15 @@ def _compare(scorers, names, split, proteins) -> Comparison:
 
 
 def _main(argv):
+  from protein_lm import cores
+
   args = flags.FLAGS
   if len(argv) != 3:
     raise ValueError(
       f'name two folders, as in python -m protein_lm.compare runs/a runs/b; '
       f'got {len(argv) - 1}.'
     )
+  cores.make_devices()
   out = args.out and pathlib.Path(os.path.expanduser(args.out))
   if out and out.exists() and not args.overwrite:
     raise FileExistsError(f'{out} exists; choose another name or --overwrite')
@@ -236,7 +239,7 @@ def main():
   flags.DEFINE_integer(
     'num_devices',
     None,
-    'Devices to use; all accelerators by default, 1 CPU.',
+    'Devices to use; by default all accelerators, or cores of the CPU.',
     lower_bound=1,
   )
   flags.DEFINE_string('out', None, 'A JSON file to write too.')

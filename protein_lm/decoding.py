@@ -200,9 +200,10 @@ def _run(model, layers, tokens_BL, positions_BL, attend):
   """The output of the last layer."""
   graphdef, _ = nnx.split(model.blocks)
   x_BLD = model.embed_tokens(tokens_BL, positions_BL)
+  rotation = model.rotation(positions_BL)
   for (_, fn), layer in zip(_attentions(model), layers, strict=True):
     block = nnx.merge(graphdef, nnx.State(layer.params))
-    query_BLHK, key_BLHK, value_BLHK = block.project(x_BLD, positions_BL)
+    query_BLHK, key_BLHK, value_BLHK = block.project(x_BLD, rotation)
     attended_BLHK = attend(fn, layer, query_BLHK, key_BLHK, value_BLHK)
     x_BLD = block.finish(x_BLD, attended_BLHK)
   return x_BLD

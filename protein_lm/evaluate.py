@@ -69,7 +69,7 @@ def evaluate(
     num_pseudo: of a masked model, the proteins of each split whose
       pseudo-perplexity is computed; None for none.
     batch_size: rows of a batch; None for what suits the device.
-    num_devices: over which the rows are cut; None for all accelerators.
+    num_devices: over which the rows are cut; None as Scorer chooses.
     follow: evaluate the checkpoints of a run as they appear, until it ends.
 
   Returns:
@@ -233,9 +233,10 @@ class _NumProteins(flags.Flag):
 
 
 def _main(argv):
-  from protein_lm import evaluation_table
+  from protein_lm import cores, evaluation_table
 
   del argv
+  cores.make_devices()
   args = flags.FLAGS
   work_dir = os.path.abspath(os.path.expanduser(args.work_dir))
   step = parse_step(args.step)
@@ -294,7 +295,7 @@ def main():
   flags.DEFINE_integer(
     'num_devices',
     None,
-    'Devices to use; all accelerators by default, 1 CPU.',
+    'Devices to use; by default all accelerators, or cores of the CPU.',
     lower_bound=1,
   )
   flags.DEFINE_string(

@@ -132,7 +132,10 @@ def run_experiment(
     recipe = make(num_train_steps if is_decided else _MANY_STEPS)
     data = _open_data(work_dir)
     mesh = make_mesh(
-      data.batch_size, data.buckets or (data.max_len,), recipe.model
+      data.batch_size,
+      data.buckets or (data.max_len,),
+      recipe.model,
+      recipe.num_microbatches,
     )
     stack.enter_context(jax.set_mesh(mesh))
     recipe = recipe.on(mesh)

@@ -31,6 +31,7 @@ def layer_outputs(model, tokens, layers, *, segment_ids=None):
   if segment_ids is None:
     segment_ids = (tokens != vocab.PAD_ID).astype(jnp.int32)
   positions = positions_in_segments(segment_ids)
+  rotation = model.rotation(positions)
   stats = getattr(model, 'attention_stats', None)
   stats = stats if stats is None else stats.get_value()
   graphdef, params_N = nnx.split(model.blocks)
@@ -38,7 +39,7 @@ def layer_outputs(model, tokens, layers, *, segment_ids=None):
 
   def apply(fn, x_BLD, layer, params, stats):
     block = nnx.merge(graphdef, params)
-    return block(x_BLD, fn, layer, positions, segment_ids, None, stats)[0]
+    return block(x_BLD, fn, layer, rotation, segment_ids, None, stats)[0]
 
   def step(x_BLD, inputs):
     layer, params, stats = inputs

@@ -10,12 +10,17 @@ from collections.abc import Sequence
 
 import gin
 import jax
+from flax import nnx
 from jax.sharding import AxisType, Mesh
+
+from protein_lm import cores
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
 
-@gin.configurable('mesh', denylist=['batch_size', 'lengths', 'model'])
+@gin.configurable(
+  'mesh', denylist=['batch_size', 'lengths', 'model', 'num_microbatches']
+)
 def make_mesh(
   batch_size: int,
   lengths: Sequence[int] = (),
@@ -24,6 +29,7 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
   sequence: int = 1,
+  num_microbatches: int = 1,
 ) -> Mesh:
   """The devices of the run, in the order that suits their connections.
 
@@ -31,12 +37,14 @@ def make_mesh(
     batch_size: rows of a batch, over all devices.
     lengths: tokens of a row, all that batches come in (one without buckets).
     model: FlaxModel, or an abstract one; None to leave `tensor` unchecked.
-    data: parts of a batch. None takes all accelerators that the other axes
-      leave and the rows can be cut for; one process on a CPU takes 1, as its
-      devices share the same cores.
+    data: parts of a batch. None takes all devices that the other axes leave
+      and the rows can be cut for. Of a CPU those are its cores (cores.py) for
+      a model of up to 2^25 parameters, else one.
     fsdp: parts of a batch, and of the parameters and the optimiser's state.
     tensor: parts of the heads and of the MLP's width.
     sequence: parts of a row.
+    num_microbatches: parts of a batch that are computed one after the other;
+      `data` by default cuts the rows of each.
 
   Returns:
     jax.sharding.Mesh with the axes data, fsdp, tensor, sequence, to be entered
@@ -56,11 +64,12 @@ def make_mesh(
       )
   rest = fsdp * tensor * sequence
   if data is None:
-    room = max(len(devices) // rest, 1)
+    room = len(devices)
+    if devices[0].platform == 'cpu' and not several:
+      room = min(_num_cores(model), room)
+    data = max(room // rest, 1)
     if not several:
-      on_cpu = devices[0].platform == 'cpu'
-      room = 1 if on_cpu else _most_parts(batch_size, fsdp, room)
-    data = room
+      data = _most_parts(batch_size // num_microbatches, fsdp, data)
   sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
   product = ' x '.join(f'{name} {size}' for name, size in sizes.items())
   num_used = data * rest
@@ -109,6 +118,18 @@ def _most_parts(num_rows, fsdp, room):
   """The largest `data` up to room that the rows can be cut for, or room."""
   fit = [n for n in range(1, room + 1) if num_rows % (n * fsdp) == 0]
   return max(fit, default=room)
+
+
+def _num_cores(model):
+  """Devices of a CPU to use."""
+  number = cores.num_devices()
+  if number > 1 and model is not None:
+    return number if _num_params(model) <= cores.MOST_PARAMS else 1
+  return number
+
+
+def _num_params(model):
+  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def _check_model(model, tensor):

@@ -28,7 +28,7 @@ from protein_lm.block import (
 )
 from protein_lm.exact_attention import exact_attention
 from protein_lm.output_head import DenseHead
-from protein_lm.positions import positions_in_segments, sinusoid
+from protein_lm.positions import positions_in_segments, rotation, sinusoid
 from protein_lm.token_dropout import token_dropout
 
 PositionEmbedding = Literal['learned', 'sinusoidal', 'rotary']
@@ -316,7 +316,7 @@ class FlaxModel(nnx.Module):
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
     measured_BL = tokens != vocab.PAD_ID if measures else None
     return self._apply_blocks(
-      x_BLD, positions, segment_ids, rng, stats, measured_BL
+      x_BLD, self.rotation(positions), segment_ids, rng, stats, measured_BL
     )
 
   @property
@@ -360,6 +360,13 @@ class FlaxModel(nnx.Module):
     x_BLD = self._add_positions(x_BLD, positions)
     return self.embed_norm(x_BLD) if self.norm_embeddings else x_BLD
 
+  def rotation(self, positions_BL):
+    """What every layer rotates queries and keys by; None unless rotary."""
+    if self.position_embedding != 'rotary':
+      return None
+    head_dim = self.qkv_dim // self.num_heads
+    return rotation(positions_BL, head_dim, self.rotary_dtype)
+
   def _add_positions(self, x_BLD, positions_BL):
     if self.position_embedding == 'rotary':
       return x_BLD
@@ -378,7 +385,7 @@ class FlaxModel(nnx.Module):
     )
 
   def _apply_blocks(
-    self, x_BLD, positions_BL, segment_ids_BL, rng, stats, measured_BL
+    self, x_BLD, rotation, segment_ids_BL, rng, stats, measured_BL
   ):
     """The output of the last layer, and what all layers measured."""
     graphdef, params_N = nnx.split(self.blocks)
@@ -390,7 +397,7 @@ class FlaxModel(nnx.Module):
         x_BLD,
         fn,
         layer,
-        positions_BL,
+        rotation,
         segment_ids_BL,
         rng,
         stats,

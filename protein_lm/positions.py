@@ -3,6 +3,8 @@
 Axes: B batch, L length, H heads, K head width, D model width.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,21 +37,39 @@ def sinusoid(positions, width):
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def apply_rotary(x_BLHK, positions_BL, dtype='float32'):
+class Rotation(NamedTuple):
+  """Sines and cosines of the angles of positions, `[B, L, K / 2]` float32."""
+
+  sin_BLK: jax.Array
+  cos_BLK: jax.Array
+
+
+def rotation(positions_BL, width, dtype='float32'):
+  """The rotation of each position, for heads of a width (K, even).
+
+  Made once for all layers: sines are slow on a CPU.
+
+  Args:
+    positions_BL: integers.
+    width: of a head.
+    dtype: that the frequencies are rounded to.
+  """
+  angles_BLK = _angles(positions_BL, width, dtype)
+  return Rotation(jnp.sin(angles_BLK), jnp.cos(angles_BLK))
+
+
+def rotate(x_BLHK, rotation):
   """Rotates the halves of each head by its position (arXiv 2104.09864, eq. 34).
 
   Args:
-    x_BLHK: queries or keys, K even.
-    positions_BL: integers.
-    dtype: that the frequencies are rounded to.
+    x_BLHK: queries or keys.
+    rotation: of their positions.
 
   Returns:
     [B, L, H, K] in the dtype of x; scalar products of two results depend on
     the difference of their positions alone.
   """
-  angles_BLK = _angles(positions_BL, x_BLHK.shape[-1], dtype)
-  angles_BL1K = angles_BLK[:, :, None]
-  sin, cos = jnp.sin(angles_BL1K), jnp.cos(angles_BL1K)
+  sin, cos = (x_BLK[:, :, None] for x_BLK in rotation)
   left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
   rotated = [left * cos - right * sin, right * cos + left * sin]
   return jnp.concatenate(rotated, axis=-1).astype(x_BLHK.dtype)

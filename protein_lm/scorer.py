@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from protein_lm import loading, per_sequence, sharding, vocab
+from protein_lm import cores, loading, per_sequence, sharding, vocab
 from protein_lm import mesh as mesh_lib
 from protein_lm import proteins as proteins_lib
 from protein_lm import scores as scores_lib
@@ -53,7 +53,7 @@ class Scorer:
       batch_size: rows of a batch; by default 2,048 tokens of them on a CPU,
         32,768 elsewhere.
       num_devices: over which the rows are cut. By default all accelerators of
-        this process; one on a CPU, as its devices share the same cores.
+        this process, or the cores of a CPU (cores.py).
       data: of loaded.open_data(), if it is open already; only read for
         statistics of the attention.
 
@@ -254,7 +254,8 @@ def _score_step(graphdef, objective, mesh):
 def _make_mesh(num_devices):
   devices = jax.local_devices()
   if num_devices is None:
-    num_devices = 1 if devices[0].platform == 'cpu' else len(devices)
+    on_cpu = devices[0].platform == 'cpu'
+    num_devices = cores.num_devices() if on_cpu else len(devices)
   if not 1 <= num_devices <= len(devices):
     raise ValueError(
       f'num_devices={num_devices}, and there are {len(devices)} '

@@ -29,11 +29,12 @@ def train(argv):
     )
   cli.parse_gin_flags()
 
-  from protein_lm import compilation
+  from protein_lm import compilation, cores
   from protein_lm.experiment import run_experiment
 
   compilation.enable_cache()
   with distributed.initialize():
+    cores.make_devices()
     distributed.check_shared(work_dir)
     run_experiment(
       work_dir, dry_run=flags.FLAGS.dry_run, profile_steps=profile_steps

@@ -16,6 +16,8 @@ The model is that of the flags --num_layers, --emb_dim ...; with --gin_files it
 is the configuration's, and those flags that are given override it. Batches are
 full rows of random residues, one segment each; with --real those of the
 configuration's data. A step is the whole of it: forward, backward, optimizer.
+As in training its rows are cut for the cores of a CPU, which
+--gin_bindings="mesh.data = 1" turns off.
 
 - tokens/s: tokens that are not padding by the median time of a step. All rows
   of one length run in turn, --repeats times, after a turn that is not counted;
@@ -54,11 +56,20 @@ from fast_attention import (  # noqa: E402
   make_fast_generalized_attention,
   make_fast_softmax_attention,
 )
-from protein_lm import cli, config, flops, objectives, optimizer  # noqa: E402
+from protein_lm import (  # noqa: E402
+  cli,
+  config,
+  cores,
+  flops,
+  objectives,
+  optimizer,
+  sharding,
+)
 from protein_lm import data as data_lib  # noqa: E402
 from protein_lm import train_step as steps  # noqa: E402
 from protein_lm.batches import Batch  # noqa: E402
 from protein_lm.exact_attention import exact_attention  # noqa: E402
+from protein_lm.mesh import make_mesh  # noqa: E402
 
 KINDS = ('exact', 'softmax_64', 'softmax_256', 'relu', 'torch', 'performer_256')
 _SECONDS_PER_TURN = 0.5
@@ -151,7 +162,9 @@ def make_row(kind: str, batches: Sequence[Batch]) -> Row:
     ]
     row.run = peers.make_step(kind, shape, batches)
   else:
-    _compile(row, graphdef, model_cls, model.objective, batches)
+    mesh = make_mesh(B, (L,), model)
+    with jax.set_mesh(mesh):
+      _compile(row, mesh, graphdef, model_cls, model.objective, batches)
   real = np.mean([np.sum(b.segment_ids > 0) for b in batches])
   squares = np.mean(
     [np.sum(b.positions * (b.segment_ids > 0)) for b in batches]
@@ -160,7 +173,7 @@ def make_row(kind: str, batches: Sequence[Batch]) -> Row:
   return row
 
 
-def _compile(row, graphdef, model_cls, objective, batches):
+def _compile(row, mesh, graphdef, model_cls, objective, batches):
   """Sets how a row in JAX runs."""
   tx = optimizer.make_optimizer(1000)[0]
   train_step = steps.make_train_step(
@@ -169,10 +182,11 @@ def _compile(row, graphdef, model_cls, objective, batches):
   state = jax.jit(
     lambda rng: steps.init_state(
       steps.init_params(model_cls, rng), tx, graphdef
-    )
+    ),
+    out_shardings=sharding.replicated(mesh),
   )(jax.random.key(0))
-  rng = jax.random.key(1)
-  batches = [jax.device_put(batch) for batch in batches]
+  rng = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+  batches = [sharding.put(mesh, batch) for batch in batches]
   start = time.perf_counter()
   program = train_step.lower(state, batches[0], rng).compile()
   row.compile_seconds = time.perf_counter() - start
@@ -406,6 +420,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
+  cores.make_devices()
   jax.config.update('jax_enable_compilation_cache', False)
   args = flags.FLAGS
   configure(args)

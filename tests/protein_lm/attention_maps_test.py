@@ -40,7 +40,8 @@ def first_layer(loaded, tokens):
   graphdef, params_N = nnx.split(model.blocks)
   block = nnx.merge(graphdef, jax.tree.map(lambda x: x[0], params_N))
   positions = np.arange(tokens.shape[1])[None]
-  return block.project(model.embed_tokens(tokens, positions), positions)[:2]
+  x_BLD = model.embed_tokens(tokens, positions)
+  return block.project(x_BLD, model.rotation(positions))[:2]
 
 
 @pytest.mark.parametrize('cls', [models.FlaxLM, models.FlaxBERT])

@@ -40,12 +40,13 @@ def one_by_one(model, tokens):
   segment_ids = (tokens != vocab.PAD_ID).astype(np.int32)
   positions = positions_in_segments(jnp.asarray(segment_ids))
   x_BLD = model.embed_tokens(tokens, positions)
+  rotation = model.rotation(positions)
   graphdef, params_N = nnx.split(model.blocks)
   found = [x_BLD]
   for n in range(model.num_layers):
     block = nnx.merge(graphdef, jax.tree.map(lambda a, n=n: a[n], params_N))
     fn = model.attention_fns[n % len(model.attention_fns)]
-    x_BLD, _ = block(x_BLD, fn, n, positions, segment_ids, None, None)
+    x_BLD, _ = block(x_BLD, fn, n, rotation, segment_ids, None, None)
     found.append(x_BLD)
   return found
 

@@ -6,6 +6,7 @@ import gin
 import jax
 import pytest
 
+from protein_lm import cores
 from protein_lm import mesh as mesh_lib
 from protein_lm.mesh import make_mesh
 
@@ -26,6 +27,23 @@ def test_one_process_on_a_cpu_takes_one_device_unless_told():
   mesh = make_mesh(32)
   assert dict(mesh.shape) == dict.fromkeys(mesh_lib.AXES, 1)
   assert make_mesh(32, data=2, fsdp=4).devices.shape == (2, 4, 1, 1)
+
+
+def test_of_a_cpu_data_takes_the_cores_that_have_rows(monkeypatch):
+  monkeypatch.setattr(cores, '_num_devices', 4)
+  assert make_mesh(32).shape['data'] == 4
+  assert make_mesh(6).shape['data'] == 3
+  assert make_mesh(32, fsdp=2).shape['data'] == 2
+  assert make_mesh(8, num_microbatches=4).shape['data'] == 2
+  assert make_mesh(8, data=1).shape['data'] == 1
+
+
+def test_a_large_model_is_not_copied_for_each_core(monkeypatch):
+  monkeypatch.setattr(cores, '_num_devices', 4)
+  monkeypatch.setattr(mesh_lib, '_check_model', lambda *args: None)
+  monkeypatch.setattr(mesh_lib, '_num_params', lambda model: 2**25 + model)
+  assert make_mesh(8, model=0).shape['data'] == 4
+  assert make_mesh(8, model=1).shape['data'] == 1
 
 
 def test_the_compiler_may_place_what_no_rule_names():

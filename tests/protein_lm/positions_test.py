@@ -33,8 +33,10 @@ def test_rotary_products_depend_on_the_difference_alone(rng):
   key = jax.random.normal(k_rng, (1, 1, 1, 8))
 
   def product(q_position, k_position):
-    q = positions.apply_rotary(query, jnp.array([[q_position]]))
-    k = positions.apply_rotary(key, jnp.array([[k_position]]))
+    q, k = (
+      positions.rotate(x, positions.rotation(jnp.array([[position]]), 8))
+      for x, position in ((query, q_position), (key, k_position))
+    )
     return jnp.sum(q * k)
 
   np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
