@@ -13,7 +13,8 @@ _DEFAULT_CHUNK = 256
 
 # On CPU a product of one chunk runs on one core, and independent operations of
 # a loop's body run side by side once more than eight of them wait: heads go in
-# streams, and two chunks in a turn of the loop. Small work gains nothing.
+# streams, and two chunks in a turn of the loop. Small work gains nothing, nor
+# do devices that share the cores.
 _STREAMS, _UNROLL = 4, 2
 _LEAST_WORK = 2**23  # multiplications of one product, all heads
 _LEAST_CHUNKS = 16  # to unroll: it takes 2 s more to compile
@@ -37,5 +38,8 @@ def concurrency(work: int, num_chunks: int) -> tuple[int, int]:
     num_chunks: of the sweep.
   """
   if jax.default_backend() != 'cpu' or work < _LEAST_WORK:
+    return 1, 1
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.size > 1:
     return 1, 1
   return _STREAMS, _UNROLL if num_chunks >= _LEAST_CHUNKS else 1

@@ -135,7 +135,7 @@ def run_experiment(
       data.batch_size,
       data.buckets or (data.max_len,),
       recipe.model,
-      recipe.num_microbatches,
+      num_microbatches=recipe.num_microbatches,
     )
     stack.enter_context(jax.set_mesh(mesh))
     recipe = recipe.on(mesh)

@@ -21,8 +21,8 @@ from protein_lm.data import EvalBatches
 from protein_lm.proteins import Proteins
 from protein_lm.scores import Scores
 
-# Tokens of a batch. On a CPU few, which stay in its caches: 4 rows of 512 run
-# 1.1 times as fast as 16 (scripts/BENCHMARKS.md, section 9).
+# Tokens of a batch. On a CPU few for each device, which stay in its caches
+# (scripts/BENCHMARKS.md, section 9).
 _TOKENS_ON_CPU, _TOKENS = 2**11, 2**15
 DEFAULT_MAX_LEN = 512  # of data.open_data
 NUM_MASKS = 5  # of a masked model: mean and spread over them
@@ -50,8 +50,8 @@ class Scorer:
 
     Args:
       loaded: LoadedModel.
-      batch_size: rows of a batch; by default 2,048 tokens of them on a CPU,
-        32,768 elsewhere.
+      batch_size: rows of a batch; by default 2,048 tokens of them a device on a
+        CPU, 32,768 in all elsewhere.
       num_devices: over which the rows are cut. By default all accelerators of
         this process, or the cores of a CPU (cores.py).
       data: of loaded.open_data(), if it is open already; only read for
@@ -66,10 +66,10 @@ class Scorer:
     self.max_len = arguments.get('max_len') or DEFAULT_MAX_LEN
     self.mesh = _make_mesh(num_devices)
     if batch_size is None:
-      on_cpu = jax.default_backend() == 'cpu'
-      batch_size = max(
-        1, (_TOKENS_ON_CPU if on_cpu else _TOKENS) // self.max_len
-      )
+      num_tokens = _TOKENS
+      if jax.default_backend() == 'cpu':
+        num_tokens = _TOKENS_ON_CPU * (self.mesh.size if self.mesh else 1)
+      batch_size = max(1, num_tokens // self.max_len)
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
     self.batch_size = batch_size

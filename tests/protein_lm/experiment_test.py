@@ -2,7 +2,7 @@
 
 import pytest
 
-from protein_lm import checkpoint, config, experiment, metrics, status
+from protein_lm import checkpoint, config, cores, experiment, metrics, status
 from protein_lm.time_budget import TimeBudget
 from protein_lm.timings import Timings
 
@@ -68,6 +68,14 @@ def test_a_run_out_of_time_is_evaluated_saved_and_goes_on(
   machine[0] = 0.0
   train(tmp_path, fasta_60, *both)
   assert 'done: step 5 of 5' in capsys.readouterr().out
+
+
+def test_a_run_on_a_cpu_takes_its_cores(
+  tmp_path, fasta_60, capsys, monkeypatch
+):
+  monkeypatch.setattr(cores, '_num_devices', 2)
+  train(tmp_path, fasta_60, 'experiment.num_train_steps = 1')
+  assert 'on 2 x cpu (2 data), from scratch' in capsys.readouterr().out
 
 
 def test_a_run_without_progress_ends_and_stays_ended(
