@@ -13,7 +13,7 @@ import jax
 
 # A device has a copy of the model, and more of them bring less each.
 MOST_DEVICES = 8
-# Of a larger model the copies cost more memory than is gained.
+# Of a larger model a copy, with its moments, takes more than 400 MB.
 MOST_PARAMS = 2**25
 _FLAG = re.compile(r'--xla_force_host_platform_device_count\b')
 

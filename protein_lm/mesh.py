@@ -25,7 +25,6 @@ def make_mesh(
   batch_size: int,
   lengths: Sequence[int] = (),
   model=None,
-  *,
   data: int | None = None,
   fsdp: int = 1,
   tensor: int = 1,
