@@ -77,7 +77,7 @@ def attend(
       spec.einsum('hbcm,hbsm->hbcs', query_prime_HBCM, key_prime_HBSM),
     )
     numerator_HBCE = spec.einsum('hbcs,hbse->hbce', scores_HBCS, value_HBSE)
-    denominator_HBC = sum_last(scores_HBCS)
+    denominator_HBC = features_lib.sum_last(scores_HBCS)
   if carry is not None:
     past_HBCE, past_HBC = state_lib.read(
       carry.state, query_prime_HBCM, spec.precision
@@ -141,13 +141,9 @@ def _numerator_cotangents(spec, sums: Sums, cotangents: Sums):
   if not spec.feature_map.renormalize:
     return d_numerator_HBCE, jnp.zeros_like(denominator_HBC)
   # Of the factor 1 / denominator, with the numerator the output by it.
-  return d_numerator_HBCE, -factor_HBC * sum_last(d_out_HBCE * out_HBCE)
-
-
-def sum_last(x_HBCS: jax.Array) -> jax.Array:
-  """The sum over the last axis, as a product: it is faster on CPU."""
-  ones_S = jnp.ones(x_HBCS.shape[-1], x_HBCS.dtype)
-  return jnp.einsum('hbcs,s->hbc', x_HBCS, ones_S, precision='highest')
+  return d_numerator_HBCE, -factor_HBC * features_lib.sum_last(
+    d_out_HBCE * out_HBCE
+  )
 
 
 def attend_bwd(

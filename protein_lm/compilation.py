@@ -16,6 +16,8 @@ import threading
 import jax
 from jax import monitoring
 
+from protein_lm import cores
+
 # Any value of these turns the cache off.
 VARIABLE, _OFF = 'PROTEIN_LM_COMPILE_CACHE', ('off', '0', 'false', 'no')
 MAX_BYTES = 5 * 10**9
@@ -89,19 +91,13 @@ def _default_path() -> pathlib.Path:
 
 def _machine() -> str:
   """A name of what a program for the CPU depends on."""
-  parts = [platform.machine(), str(_num_cores())]
+  parts = [platform.machine(), str(cores.available())]
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
     parts += sorted(
       {line for line in lines if line.startswith(('flags', 'Features'))}
     )
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:12]
-
-
-def _num_cores():
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
 
 
 def _make_private(path: pathlib.Path) -> None:

@@ -9,8 +9,6 @@ computes its rows, a step takes three quarters of the time on two cores
 import os
 import re
 
-import jax
-
 # A device has a copy of the model, and more of them bring less each.
 MOST_DEVICES = 8
 # Of a larger model a copy, with its moments, takes more than 400 MB.
@@ -29,6 +27,8 @@ def make_devices() -> int:
   Returns:
     num_devices().
   """
+  import jax  # not by who only asks for `available`
+
   global _num_devices
   if (
     _FLAG.search(os.environ.get('XLA_FLAGS', ''))

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from protein_lm import cores
+from protein_lm import cores, models
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -123,13 +123,13 @@ def _most_parts(num_rows, fsdp, room):
 def _num_cores(model):
   """Devices of a CPU to use."""
   number = cores.num_devices()
-  if number > 1 and model is not None:
-    return number if _num_params(model) <= cores.MOST_PARAMS else 1
-  return number
+  if number == 1 or model is None or _num_params(model) <= cores.MOST_PARAMS:
+    return number
+  return 1
 
 
 def _num_params(model):
-  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+  return models.num_params(nnx.state(model, nnx.Param))
 
 
 def _check_model(model, tensor):

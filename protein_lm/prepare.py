@@ -22,7 +22,7 @@ import shutil
 
 from absl import logging
 
-from protein_lm import datasets
+from protein_lm import cores, datasets
 
 _PREPARED = 'dataset_info.json'  # that TFDS writes into a prepared folder
 
@@ -334,9 +334,7 @@ def prepare_from_flags(argv: list[str]) -> None:
     source,
     args.data_dir,
     num_processes=(
-      len(os.sched_getaffinity(0))
-      if args.num_processes is None
-      else args.num_processes
+      cores.available() if args.num_processes is None else args.num_processes
     ),
     beam_runner=args.beam_runner,
     beam_options=tuple(args.beam_options),

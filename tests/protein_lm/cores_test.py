@@ -1,6 +1,7 @@
 """A device for each core, unless somebody chose otherwise."""
 
 import os
+import sys
 import types
 
 import jax
@@ -19,7 +20,7 @@ def fresh_jax(monkeypatch):
     ),
     distributed=types.SimpleNamespace(is_initialized=lambda: False),
   )
-  monkeypatch.setattr(cores, 'jax', fake)
+  monkeypatch.setitem(sys.modules, 'jax', fake)
   monkeypatch.setattr(cores, '_num_devices', 1)
   monkeypatch.setattr(cores, 'available', lambda: 3)
   monkeypatch.delenv('XLA_FLAGS', raising=False)
