@@ -13,9 +13,13 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
+from fast_attention import FastAttention
 from protein_lm import cores, models
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+# Tokens of a part of a row, for a core of a CPU; with fewer nothing is gained.
+_LEAST_PART = 1024
 
 
 @gin.configurable(
@@ -28,7 +32,7 @@ def make_mesh(
   data: int | None = None,
   fsdp: int = 1,
   tensor: int = 1,
-  sequence: int = 1,
+  sequence: int | None = None,
   num_microbatches: int = 1,
 ) -> Mesh:
   """The devices of the run, in the order that suits their connections.
@@ -42,7 +46,8 @@ def make_mesh(
       a model of up to 2^25 parameters, else one.
     fsdp: parts of a batch, and of the parameters and the optimiser's state.
     tensor: parts of the heads and of the MLP's width.
-    sequence: parts of a row.
+    sequence: parts of a row. None is 1, but cuts long rows for the cores of a
+      CPU that `data`, None too, has no rows for, where all attention is fast.
     num_microbatches: parts of a batch that are computed one after the other;
       `data` by default cuts the rows of each.
 
@@ -62,14 +67,19 @@ def make_mesh(
       raise ValueError(
         f'mesh.{name} must be a whole number, at least 1, got {size!r}.'
       )
-  rest = fsdp * tensor * sequence
+  rest = fsdp * tensor * (sequence or 1)
   if data is None:
     room = len(devices)
-    if devices[0].platform == 'cpu' and not several:
+    are_cores = devices[0].platform == 'cpu' and not several
+    if are_cores:
       room = min(_num_cores(model), room)
     data = max(room // rest, 1)
     if not several:
       data = _most_parts(batch_size // num_microbatches, fsdp, data)
+    if sequence is None and are_cores:
+      sequence = _parts_of_rows(model, lengths, room // (data * rest))
+  sequence = sequence or 1
+  rest = fsdp * tensor * sequence
   sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
   product = ' x '.join(f'{name} {size}' for name, size in sizes.items())
   num_used = data * rest
@@ -118,6 +128,19 @@ def _most_parts(num_rows, fsdp, room):
   """The largest `data` up to room that the rows can be cut for, or room."""
   fit = [n for n in range(1, room + 1) if num_rows % (n * fsdp) == 0]
   return max(fit, default=room)
+
+
+def _parts_of_rows(model, lengths, room):
+  """The largest `sequence` up to room that leaves parts worth their cost."""
+  fit = [
+    n
+    for n in range(2, room + 1)
+    if all(L % n == 0 and L // n >= _LEAST_PART for L in lengths)
+  ]
+  if not fit or not lengths or model is None:
+    return 1
+  is_fast = all(isinstance(fn, FastAttention) for fn in model.attention_fns)
+  return max(fit) if is_fast else 1
 
 
 def _num_cores(model):

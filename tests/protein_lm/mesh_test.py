@@ -5,12 +5,29 @@ import types
 import gin
 import jax
 import pytest
+from flax import nnx
 
+from fast_attention import make_fast_softmax_attention
 from protein_lm import cores
 from protein_lm import mesh as mesh_lib
+from protein_lm.exact_attention import exact_attention
 from protein_lm.mesh import make_mesh
+from protein_lm.models import FlaxLM
 
 MODEL = types.SimpleNamespace(num_heads=4, mlp_dim=6)
+FAST = make_fast_softmax_attention()
+
+
+def model(*attention_fns):
+  return FlaxLM(
+    attention_fns,
+    emb_dim=16,
+    qkv_dim=16,
+    mlp_dim=32,
+    num_layers=2,
+    num_heads=2,
+    rngs=nnx.Rngs(0),
+  )
 
 
 @pytest.fixture
@@ -44,6 +61,36 @@ def test_a_large_model_is_not_copied_for_each_core(monkeypatch):
   monkeypatch.setattr(mesh_lib, '_num_params', lambda model: 2**25 + model)
   assert make_mesh(8, model=0).shape['data'] == 4
   assert make_mesh(8, model=1).shape['data'] == 1
+
+
+@pytest.mark.parametrize(
+  'num_rows, lengths, sizes, shape',
+  [
+    (1, (4096,), {}, (1, 1, 1, 4)),
+    (1, (2048, 4096), {}, (1, 1, 1, 2)),
+    (2, (4096,), {}, (2, 1, 1, 2)),
+    (4, (4096,), {}, (4, 1, 1, 1)),
+    (1, (1024,), {}, (1, 1, 1, 1)),
+    (1, (4098,), {}, (1, 1, 1, 3)),
+    (1, (), {}, (1, 1, 1, 1)),
+    (1, (4096,), {'data': 1}, (1, 1, 1, 1)),
+    (1, (4096,), {'sequence': 1}, (1, 1, 1, 1)),
+    (1, (4096,), {'tensor': 2}, (1, 1, 2, 2)),
+  ],
+)
+def test_long_rows_are_cut_for_cores_without_rows(
+  monkeypatch, num_rows, lengths, sizes, shape
+):
+  monkeypatch.setattr(cores, '_num_devices', 4)
+  mesh = make_mesh(num_rows, lengths, model(FAST), **sizes)
+  assert mesh.devices.shape == shape
+
+
+@pytest.mark.parametrize('attention_fn', [exact_attention(), len])
+def test_rows_of_other_attention_stay_whole(monkeypatch, attention_fn):
+  monkeypatch.setattr(cores, '_num_devices', 4)
+  mesh = make_mesh(1, (4096,), model(FAST, attention_fn))
+  assert mesh.shape['sequence'] == 1
 
 
 def test_the_compiler_may_place_what_no_rule_names():
