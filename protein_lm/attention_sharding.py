@@ -7,6 +7,9 @@ attention runs inside `jax.shard_map`.
 
 Where the length is split, fast attention sends its states alone
 (fast_attention/sequence_parallel.py); exact attention gathers keys and values.
+The cores of a CPU, which share their memory, exchange positions for heads
+instead (arXiv 2309.14509): whole rows of some heads cost them no second pass
+over the keys and no masked blocks.
 
 Axes: B batch, L length, S keys of all shards, H heads, J key/value heads,
 K head width, M features.
@@ -14,6 +17,7 @@ K head width, M features.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -23,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from fast_attention import FastAttention, layout, lower_variance
 from fast_attention.reference import run_ids
+from protein_lm import cores
 from protein_lm.exact_attention import ExactAttention
 
 ROWS, HEADS, LENGTH = ('data', 'fsdp'), 'tensor', 'sequence'
@@ -77,7 +82,7 @@ def attend(
   )
   is_fast = isinstance(attention_fn, FastAttention)
   split = None
-  if is_fast or isinstance(attention_fn, ExactAttention):
+  if can_split(attention_fn):
     split = _find_split(query_BLHK, key_BLJK)
   if split is None:
     return attention_fn(
@@ -90,10 +95,27 @@ def attend(
       stats=stats,
       **kwargs,
     )
-  arrays = (query_BLHK, key_BLJK, value_BLJK, segment_ids)
+  qkv, lies_as_before = (query_BLHK, key_BLJK, value_BLJK), lambda x: x
+  if (
+    split.length and jax.default_backend() == 'cpu' and cores.num_devices() > 1
+  ):
+    by_heads = split.by_heads()
+    if all(x.shape[2] % by_heads.num_head_parts == 0 for x in qkv):
+      # Said, so that the exchange is here and not before the projections.
+      lies_as_before = functools.partial(
+        lax.with_sharding_constraint, shardings=split.per_head
+      )
+      qkv, split = map(lies_as_before, qkv), by_heads
   if is_fast:
-    return _fast(attention_fn, split, *arrays, rng, stats, **kwargs)
-  return _exact(attention_fn, split, *arrays, dropout_rng, **kwargs)
+    out = _fast(attention_fn, split, *qkv, segment_ids, rng, stats, **kwargs)
+  else:
+    out = _exact(attention_fn, split, *qkv, segment_ids, dropout_rng, **kwargs)
+  return lies_as_before(out)
+
+
+def can_split(attention_fn):
+  """Whether it is an attention that devices can share."""
+  return isinstance(attention_fn, (FastAttention, ExactAttention))
 
 
 def measure(query_BLHK, key_BLJK, valid_BL):
@@ -127,7 +149,7 @@ class _Split(NamedTuple):
   """Mesh axes over which an array is split; none of size 1."""
 
   rows: tuple[str, ...]
-  heads: str | None
+  heads: tuple[str, ...]
   length: str | None
 
   @property
@@ -145,6 +167,15 @@ class _Split(NamedTuple):
     """The axes that split positions, in a tuple."""
     return self.rows + (() if self.length is None else (self.length,))
 
+  @property
+  def num_head_parts(self):
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in self.heads)
+
+  def by_heads(self):
+    """The split of heads in place of the length."""
+    return _Split(self.rows, (*self.heads, self.length), None)
+
 
 def _find_split(query_BLHK, key_BLJK) -> _Split | None:
   """How the mesh splits attention; None if it does not.
@@ -161,7 +192,8 @@ def _find_split(query_BLHK, key_BLJK) -> _Split | None:
     if name in sizes and len(query_BLHK) % (num_parts * sizes[name]) == 0:
       rows += (name,)
       num_parts *= sizes[name]
-  split = _Split(rows, *(n if n in sizes else None for n in (HEADS, LENGTH)))
+  heads = (HEADS,) if HEADS in sizes else ()
+  split = _Split(rows, heads, LENGTH if LENGTH in sizes else None)
   length = query_BLHK.shape[1]
   if split.length and length % sizes[LENGTH]:
     raise ValueError(
@@ -216,7 +248,7 @@ def _exact(
 
   def shard(query, key, value, segment_ids, dropout_rng):
     if dropout_rng is not None:
-      for name in (*split.positions, *filter(None, [split.heads])):
+      for name in (*split.positions, *split.heads):
         dropout_rng = jax.random.fold_in(dropout_rng, lax.axis_index(name))
     return attention_fn(
       query,

@@ -13,8 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from fast_attention import FastAttention
-from protein_lm import cores, models
+from protein_lm import attention_sharding, cores, models
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -47,7 +46,7 @@ def make_mesh(
     fsdp: parts of a batch, and of the parameters and the optimiser's state.
     tensor: parts of the heads and of the MLP's width.
     sequence: parts of a row. None is 1, but cuts long rows for the cores of a
-      CPU that `data`, None too, has no rows for, where all attention is fast.
+      CPU that `data`, None too, has no rows for, where they divide the heads.
     num_microbatches: parts of a batch that are computed one after the other;
       `data` by default cuts the rows of each.
 
@@ -77,7 +76,7 @@ def make_mesh(
     if not several:
       data = _most_parts(batch_size // num_microbatches, fsdp, data)
     if sequence is None and are_cores:
-      sequence = _parts_of_rows(model, lengths, room // (data * rest))
+      sequence = _parts_of_rows(model, lengths, tensor, room // (data * rest))
   sequence = sequence or 1
   rest = fsdp * tensor * sequence
   sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
@@ -130,7 +129,7 @@ def _most_parts(num_rows, fsdp, room):
   return max(fit, default=room)
 
 
-def _parts_of_rows(model, lengths, room):
+def _parts_of_rows(model, lengths, tensor, room):
   """The largest `sequence` up to room that leaves parts worth their cost."""
   fit = [
     n
@@ -139,8 +138,9 @@ def _parts_of_rows(model, lengths, room):
   ]
   if not fit or not lengths or model is None:
     return 1
-  is_fast = all(isinstance(fn, FastAttention) for fn in model.attention_fns)
-  return max(fit) if is_fast else 1
+  if not all(map(attention_sharding.can_split, model.attention_fns)):
+    return 1
+  return max((n for n in fit if model.num_heads % (tensor * n) == 0), default=1)
 
 
 def _num_cores(model):

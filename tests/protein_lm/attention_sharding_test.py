@@ -1,5 +1,7 @@
 """On a mesh of devices attention and models give what one device gives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from fast_attention import (
   make_fast_generalized_attention,
   make_fast_softmax_attention,
 )
-from protein_lm import attention_sharding, models
+from protein_lm import attention_sharding, cores, models, sharding
 from protein_lm.exact_attention import exact_attention
 
 NAMES = ('data', 'fsdp', 'tensor', 'sequence')
@@ -93,6 +95,31 @@ def test_attention_matches_one_device(attention_fn, is_causal, sizes):
   )
   actual = with_gradients(attention_fn, make_mesh(*sizes), arrays, **kwargs)
   assert_same(actual, with_gradients(attention_fn, None, arrays, **kwargs))
+
+
+@pytest.mark.parametrize('sizes', [(2, 1, 1, 4), (1, 2, 2, 2)])
+@pytest.mark.parametrize('attention_fn', [exact_attention(), softmax()])
+def test_cores_exchange_positions_for_heads(monkeypatch, attention_fn, sizes):
+  monkeypatch.setattr(cores, '_num_devices', 8)
+  monkeypatch.delattr(attention_sharding, '_gathered')
+  arrays, mesh = qkvg(), make_mesh(*sizes)
+  kwargs = dict(segment_ids=packed(4), is_causal=True, rng=jax.random.key(3))
+  actual = with_gradients(attention_fn, mesh, arrays, **kwargs)
+  assert_same(actual, with_gradients(attention_fn, None, arrays, **kwargs))
+  with jax.set_mesh(mesh):
+    where = NamedSharding(mesh, sharding.BATCH)
+    attend = functools.partial(
+      attention_sharding.attend, attention_fn, **kwargs
+    )
+    program = jax.jit(attend).lower(*jax.device_put(arrays[:3], where))
+  assert 'all-to-all' in program.compile().as_text()
+
+
+def test_cores_that_do_not_divide_the_heads_send_states(monkeypatch):
+  monkeypatch.setattr(cores, '_num_devices', 8)
+  kwargs = dict(segment_ids=packed(4), is_causal=True)
+  actual = with_gradients(softmax(), make_mesh(1, 1, 1, 8), qkvg(), **kwargs)
+  assert_same(actual, with_gradients(softmax(), None, qkvg(), **kwargs))
 
 
 def test_exact_attention_goes_by_blocks_of_queries(monkeypatch):

@@ -25,7 +25,7 @@ def model(*attention_fns):
     qkv_dim=16,
     mlp_dim=32,
     num_layers=2,
-    num_heads=2,
+    num_heads=4,
     rngs=nnx.Rngs(0),
   )
 
@@ -71,7 +71,9 @@ def test_a_large_model_is_not_copied_for_each_core(monkeypatch):
     (2, (4096,), {}, (2, 1, 1, 2)),
     (4, (4096,), {}, (4, 1, 1, 1)),
     (1, (1024,), {}, (1, 1, 1, 1)),
-    (1, (4098,), {}, (1, 1, 1, 3)),
+    (1, (4098,), {}, (1, 1, 1, 2)),
+    (1, (8196,), {}, (1, 1, 1, 4)),
+    (3, (4096,), {}, (3, 1, 1, 1)),
     (1, (), {}, (1, 1, 1, 1)),
     (1, (4096,), {'data': 1}, (1, 1, 1, 1)),
     (1, (4096,), {'sequence': 1}, (1, 1, 1, 1)),
@@ -86,11 +88,20 @@ def test_long_rows_are_cut_for_cores_without_rows(
   assert mesh.devices.shape == shape
 
 
-@pytest.mark.parametrize('attention_fn', [exact_attention(), len])
-def test_rows_of_other_attention_stay_whole(monkeypatch, attention_fn):
+@pytest.mark.parametrize(
+  'attention_fn, parts', [(exact_attention(), 4), (len, 1)]
+)
+def test_rows_are_cut_where_all_attention_can_be(
+  monkeypatch, attention_fn, parts
+):
   monkeypatch.setattr(cores, '_num_devices', 4)
   mesh = make_mesh(1, (4096,), model(FAST, attention_fn))
-  assert mesh.shape['sequence'] == 1
+  assert mesh.shape['sequence'] == parts
+
+
+def test_rows_are_cut_for_as_many_cores_as_divide_the_heads(monkeypatch):
+  monkeypatch.setattr(cores, '_num_devices', 3)
+  assert make_mesh(1, (6144,), model(FAST)).shape['sequence'] == 2
 
 
 def test_the_compiler_may_place_what_no_rule_names():
