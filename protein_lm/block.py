@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from protein_lm import attention_sharding
+from protein_lm.layer_norm import LayerNorm
 from protein_lm.lora import LoraLinear
 from protein_lm.positions import rotate
 
@@ -186,7 +187,7 @@ class Block(nnx.Module):
 
 def make_norm(model, rngs, dtype=None):
   """The normalisation that the model names, over its width, in its dtype."""
-  norm = nnx.LayerNorm if model.norm == 'layernorm' else nnx.RMSNorm
+  norm = LayerNorm if model.norm == 'layernorm' else nnx.RMSNorm
   return norm(
     model.emb_dim,
     epsilon=model.norm_eps,

@@ -16,8 +16,11 @@ The model is that of the flags --num_layers, --emb_dim ...; with --gin_files it
 is the configuration's, and those flags that are given override it. Batches are
 full rows of random residues, one segment each; with --real those of the
 configuration's data. A step is the whole of it: forward, backward, optimizer.
-As in training its rows are cut for the cores of a CPU, which
---gin_bindings="mesh.data = 1" turns off.
+As in training it is cut for the cores of a CPU, which
+--gin_bindings="mesh.data = 1" turns off. Without --gin_files the model is
+trained as it is fastest on a CPU: layers are not scanned, and a batch is
+computed in parts of 2,048 tokens a core or more. On Linux large arrays have
+large pages, those of the peers too.
 
 - tokens/s: tokens that are not padding by the median time of a step. All rows
   of one length run in turn, --repeats times, after a turn that is not counted;
@@ -37,6 +40,7 @@ import functools
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +78,7 @@ from protein_lm.mesh import make_mesh  # noqa: E402
 KINDS = ('exact', 'softmax_64', 'softmax_256', 'relu', 'torch', 'performer_256')
 _SECONDS_PER_TURN = 0.5
 _NUM_RESIDUES = 20
+_TOKENS_PER_PART = 2048
 _NUM_REAL_BATCHES = 8
 
 
@@ -127,12 +132,15 @@ def model_class(kind: str, length: int):
   return functools.partial(bound, attention_fn=attention_fn, max_len=length)
 
 
-def make_row(kind: str, batches: Sequence[Batch]) -> Row:
+def make_row(
+  kind: str, batches: Sequence[Batch], in_parts: bool = False
+) -> Row:
   """A row, compiled, not yet run.
 
   Args:
     kind: of attention.
     batches: of one shape, taken in turn.
+    in_parts: computes them in parts; else as the configuration says.
   """
   B, L = batches[0].tokens.shape
   model_cls = model_class(kind, L)
@@ -164,7 +172,9 @@ def make_row(kind: str, batches: Sequence[Batch]) -> Row:
   else:
     mesh = make_mesh(B, (L,), model)
     with jax.set_mesh(mesh):
-      _compile(row, mesh, graphdef, model_cls, model.objective, batches)
+      _compile(
+        row, mesh, graphdef, model_cls, model.objective, batches, in_parts
+      )
   real = np.mean([np.sum(b.segment_ids > 0) for b in batches])
   squares = np.mean(
     [np.sum(b.positions * (b.segment_ids > 0)) for b in batches]
@@ -173,11 +183,14 @@ def make_row(kind: str, batches: Sequence[Batch]) -> Row:
   return row
 
 
-def _compile(row, mesh, graphdef, model_cls, objective, batches):
+def _compile(row, mesh, graphdef, model_cls, objective, batches, in_parts):
   """Sets how a row in JAX runs."""
   tx = optimizer.make_optimizer(1000)[0]
+  parts = {}
+  if in_parts:
+    parts['num_microbatches'] = num_microbatches(mesh, batches[0])
   train_step = steps.make_train_step(
-    graphdef, tx, objectives.make_objective(objective)
+    graphdef, tx, objectives.make_objective(objective), **parts
   )
   state = jax.jit(
     lambda rng: steps.init_state(
@@ -201,6 +214,18 @@ def _compile(row, mesh, graphdef, model_cls, objective, batches):
     return jax.block_until_ready((state, sums))
 
   row.run = run
+
+
+def num_microbatches(mesh, batch: Batch) -> int:
+  """The most parts of a batch that leave each device enough tokens."""
+  B, L = batch.tokens.shape
+  num_rows = B // (mesh.shape['data'] * mesh.shape['fsdp'])
+  fit = (
+    n
+    for n in range(1, num_rows + 1)
+    if num_rows % n == 0 and num_rows // n * L >= _TOKENS_PER_PART
+  )
+  return max(fit, default=1)
 
 
 def measure(
@@ -227,8 +252,7 @@ def measure(
   for _ in range(repeats):
     for row in rows:
       if row.kind in num_steps:
-        if num_steps[row.kind] > 1:
-          _timed(row, 1)  # what ran before leaves its caches
+        _timed(row, 1)  # what ran before leaves its caches and busy threads
         row.seconds.append(_timed(row, num_steps[row.kind]))
     rates += flops.gemm_rates()
   return rates
@@ -346,6 +370,7 @@ def bench(
   batches_of: Sequence[Sequence[Batch]],
   repeats: int,
   max_seconds: float,
+  in_parts: bool = False,
 ) -> list[dict[str, object]]:
   """Measures and prints the rows, a length after the other.
 
@@ -354,11 +379,12 @@ def bench(
     batches_of: of each length, the batches.
     repeats: turns that count.
     max_seconds: a row whose step takes longer is run once.
+    in_parts: as in make_row.
   """
   print(table_line({name: head for name, (head, _) in _COLUMNS.items()}))
   lines, rates = [], []
   for batches in batches_of:
-    rows = [make_row(kind, batches) for kind in kinds]
+    rows = [make_row(kind, batches, in_parts) for kind in kinds]
     now = measure(rows, repeats, max_seconds)
     rates += now
     dtype = gin.get_bindings('FlaxModel').get('dtype', 'float32')
@@ -400,7 +426,11 @@ def configure(args) -> None:
   if 'emb_dim' in names:
     bindings.append(f'FlaxModel.qkv_dim = {args.emb_dim}')
   if not args.gin_files:
-    bindings += ['FlaxModel.dropout_rate = 0.0', 'experiment.model_cls=@FlaxLM']
+    bindings += [
+      'FlaxModel.dropout_rate = 0.0',
+      'FlaxModel.scan_layers = False',
+      'experiment.model_cls=@FlaxLM',
+    ]
   config.register()
   config.parse((), bindings + args.gin_bindings)
 
@@ -434,7 +464,8 @@ def main(_):
       [synthetic_batch(max(1, args.batch_tokens // length), length)]
       for length in lengths
     ]
-  lines = bench(kinds, batches_of, args.repeats, args.max_seconds)
+  in_parts = not args.gin_files and jax.default_backend() == 'cpu'
+  lines = bench(kinds, batches_of, args.repeats, args.max_seconds, in_parts)
   if args.out:
     with pathlib.Path(args.out).open('w', newline='') as file:
       writer = csv.DictWriter(file, list(_COLUMNS), lineterminator='\n')
@@ -442,6 +473,14 @@ def main(_):
       writer.writerows(lines)
 
 
+def take_large_pages() -> None:
+  """Starts again with them: glibc reads this when a process begins."""
+  if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == '__main__':
+  take_large_pages()
   define_flags()
   app.run(main)
