@@ -140,7 +140,7 @@ def make_row(
   Args:
     kind: of attention.
     batches: of one shape, taken in turn.
-    in_parts: computes them in parts; else as the configuration says.
+    in_parts: computes them in parts, unless the configuration says in which.
   """
   B, L = batches[0].tokens.shape
   model_cls = model_class(kind, L)
@@ -187,7 +187,8 @@ def _compile(row, mesh, graphdef, model_cls, objective, batches, in_parts):
   """Sets how a row in JAX runs."""
   tx = optimizer.make_optimizer(1000)[0]
   parts = {}
-  if in_parts:
+  bound = gin.get_bindings('make_train_step')
+  if in_parts and 'num_microbatches' not in bound:
     parts['num_microbatches'] = num_microbatches(mesh, batches[0])
   train_step = steps.make_train_step(
     graphdef, tx, objectives.make_objective(objective), **parts

@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_synthetic_rows_are_full(bench):
   assert batch.tokens.shape == (2, 5) and batch.tokens.max() < 20
   assert np.all(batch.segment_ids == 1) and np.all(batch.weights == 1)
   assert batch.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize(
+  'B, L, parts', [(16, 512, 2), (8, 1024, 2), (1, 8192, 1), (12, 512, 1)]
+)
+def test_parts_of_a_batch_leave_each_core_its_tokens(bench, B, L, parts):
+  mesh = types.SimpleNamespace(shape={'data': min(B, 2), 'fsdp': 1})
+  assert bench.num_microbatches(mesh, bench.synthetic_batch(B, L)) == parts
 
 
 def test_ratios_are_to_the_peers(bench):
