@@ -131,16 +131,17 @@ def _most_parts(num_rows, fsdp, room):
 
 def _parts_of_rows(model, lengths, tensor, room):
   """The largest `sequence` up to room that leaves parts worth their cost."""
-  fit = [
-    n
-    for n in range(2, room + 1)
-    if all(L % n == 0 and L // n >= _LEAST_PART for L in lengths)
-  ]
-  if not fit or not lengths or model is None:
+  if room < 2 or not lengths or model is None:
     return 1
   if not all(map(attention_sharding.can_split, model.attention_fns)):
     return 1
-  return max((n for n in fit if model.num_heads % (tensor * n) == 0), default=1)
+  fit = (
+    n
+    for n in range(2, room + 1)
+    if model.num_heads % (tensor * n) == 0
+    and all(L % n == 0 and L // n >= _LEAST_PART for L in lengths)
+  )
+  return max(fit, default=1)
 
 
 def _num_cores(model):
