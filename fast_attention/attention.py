@@ -18,6 +18,7 @@ from fast_attention import (
   kernels,
   linear,
   projections,
+  residuals,
   sequence_parallel,
 )
 from fast_attention import features as features_lib
@@ -33,7 +34,10 @@ class FastAttention(decoding.Decoder):
   A value: it holds no arrays, prints, compares and hashes, so that equal
   attentions share one compiled function. Make it with
   `make_fast_softmax_attention` or `make_fast_generalized_attention`, which
-  document and check the attributes.
+  document and check the attributes, but for one that `dataclasses.replace`
+  sets: with `keep_states` a causal call keeps the state before each chunk of C
+  positions for its backward pass, which computes it again otherwise. States are
+  E / C times the features of all keys.
 
   Example:
 
@@ -55,6 +59,7 @@ class FastAttention(decoding.Decoder):
   lax_scan_unroll: int | None = None
   seed: int = 0
   implementation: str = 'auto'
+  keep_states: bool = False
 
   def __post_init__(self):
     arguments.check_fields(self)
@@ -232,6 +237,7 @@ class FastAttention(decoding.Decoder):
         self.implementation,
         self.lax_scan_unroll,
         precision,
+        keep_states=self.keep_states,
       ),
       *(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)),
       rows,
@@ -329,4 +335,5 @@ class FastAttention(decoding.Decoder):
       )
     else:
       projection_JMK = projections.head_projections(rng, *shape, **kind)
-    return jax.lax.stop_gradient(jnp.asarray(projection_JMK, dtype))
+    projection_JMK = jax.lax.stop_gradient(jnp.asarray(projection_JMK, dtype))
+    return residuals.named(projection_JMK)

@@ -32,6 +32,7 @@ class Sweep:
     streams: groups of heads whose products do not wait for each other.
     unroll: chunks per turn of the loop.
     precision: of every product except the projection.
+    keep_states: whether the backward pass finds the states kept.
   """
 
   feature_map: features_lib.FeatureMap
@@ -42,6 +43,7 @@ class Sweep:
   streams: int = 1
   unroll: int = 1
   precision: Any = None
+  keep_states: bool = False
 
   def einsum(self, subscripts: str, *operands: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, *operands, precision=self.precision)

@@ -42,6 +42,8 @@ class Linear:
     unroll: steps per turn of the loop; None picks by platform.
     precision: of every product except the projection.
     chunk_length: longest chunk; None picks by platform.
+    keep_states: keeps the state before each chunk of a sweep for the backward
+      pass, which computes it again otherwise.
   """
 
   feature_map: features_lib.FeatureMap
@@ -50,6 +52,7 @@ class Linear:
   unroll: int | None = None
   precision: Any = None
   chunk_length: int | None = None
+  keep_states: bool = False
 
 
 # Compiled also when called outside of jit: a call is many small operations.
@@ -149,6 +152,7 @@ def swept(
     streams=streams,
     unroll=unroll if spec.unroll is None else spec.unroll,
     precision=spec.precision,
+    keep_states=spec.keep_states,
   )
   sums = sweep_lib.sweep(static, inputs, rows, left)
   out_BLHE = sums.numerator_BLHE

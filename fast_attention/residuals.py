@@ -1,7 +1,7 @@
-"""The name under which an attention's results are kept for the backward pass.
+"""The name of what an attention computes and its backward pass needs.
 
 A rematerialised layer (jax.checkpoint) may keep what bears it, so that no
-attention is computed twice:
+attention is computed and no projection drawn twice:
 
     jax.checkpoint_policies.save_only_these_names(residuals.NAME)
 """

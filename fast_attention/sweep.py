@@ -13,7 +13,7 @@ and backwards, with R the cotangent of the state after the chunk,
 Scales c, r (hence P, g, w, f) are constants: they cancel in the output.
 Kept for the backward pass are q, k, v, the output and a few numbers per
 position: features and states are computed again, the states by a sweep over
-the keys.
+the keys, unless they are kept too.
 
 Heads go in groups, the streams: each is a chain of products of its own, so that
 a backend that runs independent operations side by side (CPU) can.
@@ -50,6 +50,11 @@ def sweep(
     rows: of the feature map, or None.
     before: keys seen before the first chunk, of all heads; None is none.
   """
+  return _attend_chunks(spec, inputs, rows, before)[0]
+
+
+def _attend_chunks(spec, inputs, rows, before, keep_carries=False):
+  """The sums, and the carries before each chunk if they are to be kept."""
   groups = spec.head_groups(inputs.query_BLHK.shape[2])
   inputs = chunk_lib.with_visible(spec, inputs)
 
@@ -69,24 +74,28 @@ def sweep(
           for x, y in zip(sums[1:], chunk_sums[1:], strict=True)
         ),
       )
-    return (next_carries, sums), None
+    return (next_carries, sums), carries if keep_carries else None
 
   first = _first_carries(spec, rows, inputs, before, groups)
-  (_, sums), _ = _loop(spec, inputs, body, (first, _empty_sums(spec, inputs)))
-  return sums
+  init = first, _empty_sums(spec, inputs)
+  (_, sums), carries = _loop(spec, inputs, body, init)
+  return sums, carries
 
 
 def _sweep_fwd(spec, inputs, rows, before):
-  sums = residuals_lib.named(sweep(spec, inputs, rows, before))
-  return sums, (inputs, rows, before, sums)
+  sums, carries = residuals_lib.named(
+    _attend_chunks(spec, inputs, rows, before, spec.keep_states)
+  )
+  return sums, (inputs, rows, before, sums, carries)
 
 
 def _sweep_bwd(spec, residuals, cotangents: attend_lib.Sums):
-  inputs, rows, before, sums = residuals
+  inputs, rows, before, sums, carries = residuals
   groups = spec.head_groups(inputs.query_BLHK.shape[2])
   C = spec.chunk_length
   first_carries = _first_carries(spec, rows, inputs, before, groups)
-  carries = _carries(spec, rows, inputs, sums, first_carries, groups)
+  if not spec.keep_states:
+    carries = _carries(spec, rows, inputs, sums, first_carries, groups)
   inputs = chunk_lib.with_visible(spec, inputs)
 
   def body(carry, xs):

@@ -17,7 +17,6 @@ K head width, M features.
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from fast_attention import FastAttention, layout, lower_variance
+from fast_attention import FastAttention, layout, lower_variance, residuals
 from fast_attention.reference import run_ids
 from protein_lm import cores
 from protein_lm.exact_attention import ExactAttention
@@ -80,7 +79,6 @@ def attend(
   kwargs = dict(
     is_causal=is_causal, deterministic=deterministic, dropout_rate=dropout_rate
   )
-  is_fast = isinstance(attention_fn, FastAttention)
   split = None
   if can_split(attention_fn):
     split = _find_split(query_BLHK, key_BLJK)
@@ -95,22 +93,10 @@ def attend(
       stats=stats,
       **kwargs,
     )
-  qkv, lies_as_before = (query_BLHK, key_BLJK, value_BLJK), lambda x: x
-  if (
-    split.length and jax.default_backend() == 'cpu' and cores.num_devices() > 1
-  ):
-    by_heads = split.by_heads()
-    if all(x.shape[2] % by_heads.num_head_parts == 0 for x in qkv):
-      # Said, so that the exchange is here and not before the projections.
-      lies_as_before = functools.partial(
-        lax.with_sharding_constraint, shardings=split.per_head
-      )
-      qkv, split = map(lies_as_before, qkv), by_heads
-  if is_fast:
-    out = _fast(attention_fn, split, *qkv, segment_ids, rng, stats, **kwargs)
-  else:
-    out = _exact(attention_fn, split, *qkv, segment_ids, dropout_rng, **kwargs)
-  return lies_as_before(out)
+  arrays = query_BLHK, key_BLJK, value_BLJK, segment_ids
+  if isinstance(attention_fn, FastAttention):
+    return _fast(attention_fn, split, *arrays, rng, stats, **kwargs)
+  return _exact(attention_fn, split, *arrays, dropout_rng, **kwargs)
 
 
 def can_split(attention_fn):
@@ -151,6 +137,7 @@ class _Split(NamedTuple):
   rows: tuple[str, ...]
   heads: tuple[str, ...]
   length: str | None
+  by_heads: bool = False  # positions are exchanged for heads
 
   @property
   def per_position(self):
@@ -168,13 +155,9 @@ class _Split(NamedTuple):
     return self.rows + (() if self.length is None else (self.length,))
 
   @property
-  def num_head_parts(self):
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[name] for name in self.heads)
-
-  def by_heads(self):
-    """The split of heads in place of the length."""
-    return _Split(self.rows, (*self.heads, self.length), None)
+  def attended_heads(self):
+    """The axes that split heads while these are attended to."""
+    return self.heads + ((self.length,) if self.by_heads else ())
 
 
 def _find_split(query_BLHK, key_BLJK) -> _Split | None:
@@ -194,6 +177,7 @@ def _find_split(query_BLHK, key_BLJK) -> _Split | None:
       num_parts *= sizes[name]
   heads = (HEADS,) if HEADS in sizes else ()
   split = _Split(rows, heads, LENGTH if LENGTH in sizes else None)
+  num_heads = query_BLHK.shape[2], key_BLJK.shape[2]
   length = query_BLHK.shape[1]
   if split.length and length % sizes[LENGTH]:
     raise ValueError(
@@ -201,14 +185,51 @@ def _find_split(query_BLHK, key_BLJK) -> _Split | None:
       f'{sizes[LENGTH]} devices: choose lengths that are multiples of it, or '
       'mesh.sequence = 1.'
     )
-  for num_heads in (query_BLHK.shape[2], key_BLJK.shape[2]):
-    if split.heads and num_heads % sizes[HEADS]:
+  for number in num_heads:
+    if split.heads and number % sizes[HEADS]:
       raise ValueError(
-        f'{num_heads} attention heads do not divide among mesh.tensor='
+        f'{number} attention heads do not divide among mesh.tensor='
         f'{sizes[HEADS]} devices: choose a divisor of num_heads, or '
         'mesh.tensor = 1.'
       )
+  are_cores = jax.default_backend() == 'cpu' and cores.num_devices() > 1
+  if split.length and are_cores:
+    parts_of_heads = sizes[LENGTH] * sizes.get(HEADS, 1)
+    by_heads = all(number % parts_of_heads == 0 for number in num_heads)
+    split = split._replace(by_heads=by_heads)
   return split if any(split) else None
+
+
+def _by_heads(attend_rows):
+  """Attention to whole rows of some heads, of positions of all heads."""
+
+  def attend_positions(query, key, value, segment_ids, *args):
+    # Kept after the exchange: the backward pass does not do it again.
+    query, key, value = (
+      residuals.named(_exchange(x, 2, 1)) for x in (query, key, value)
+    )
+    if segment_ids is not None:
+      segment_ids = lax.all_gather(segment_ids, LENGTH, axis=1, tiled=True)
+    out = attend_rows(query, key, value, segment_ids, *args)
+    return residuals.named(_exchange(out, 1, 2))
+
+  return attend_positions
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _exchange(x, split_axis, concat_axis):
+  """`lax.all_to_all`, tiled, in fewer copies."""
+  parts = jnp.split(x, lax.axis_size(LENGTH), split_axis)
+  parts = lax.all_to_all(jnp.stack(parts), LENGTH, 0, 0)
+  return jnp.concatenate(list(parts), concat_axis)
+
+
+_exchange.defvjp(
+  lambda x, *axes: (_exchange(x, *axes), None),
+  lambda split_axis, concat_axis, _, dy: (
+    _exchange(dy, concat_axis, split_axis),
+  ),
+)
 
 
 def _fast(
@@ -228,13 +249,13 @@ def _fast(
       segment_ids=segment_ids,
       projection=projection,
       stats=stats,
-      axis_name=split.length,
+      axis_name=None if split.by_heads else split.length,
       **kwargs,
     )
 
-  x, of_heads = split.per_head, P(split.heads)
+  x, of_heads = split.per_head, P(split.attended_heads)
   return jax.shard_map(
-    shard,
+    _by_heads(shard) if split.by_heads else shard,
     in_specs=(x, x, x, split.per_position, of_heads, of_heads),
     out_specs=x,
   )(query, key, value, segment_ids, projection_JMK, stats)
@@ -243,7 +264,7 @@ def _fast(
 def _exact(
   attention_fn, split, query, key, value, segment_ids, dropout_rng, **kwargs
 ):
-  if split.length is not None:
+  if split.length is not None and not split.by_heads:
     attention_fn = functools.partial(_gathered, attention_fn)
 
   def shard(query, key, value, segment_ids, dropout_rng):
@@ -261,7 +282,9 @@ def _exact(
 
   x = split.per_head
   return jax.shard_map(
-    shard, in_specs=(x, x, x, split.per_position, P()), out_specs=x
+    _by_heads(shard) if split.by_heads else shard,
+    in_specs=(x, x, x, split.per_position, P()),
+    out_specs=x,
   )(query, key, value, segment_ids, dropout_rng)
 
 

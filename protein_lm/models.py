@@ -8,6 +8,7 @@ The tree of parameters depends on the architecture alone, never on
 N, so one checkpoint runs under every attention.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fast_attention import lower_variance, residuals
+from fast_attention import FastAttention, lower_variance, residuals
 from protein_lm import lora, sharding, vocab
 from protein_lm.block import (
   DROPOUT_MASK,
@@ -37,7 +38,7 @@ Mlp = Literal['gelu', 'gelu_exact', 'swiglu']
 OutputHead = Literal['linear', 'dense']
 Dtype = Literal['float32', 'bfloat16']
 RotaryDtype = Literal['float32', 'float16']
-Remat = Literal['none', 'dots', 'full']
+Remat = Literal['none', 'dots', 'states', 'full']
 
 _CHOICES = {
   'position_embedding': get_args(PositionEmbedding),
@@ -58,6 +59,7 @@ _SAVED = {
   ),
   'full': None,
 }
+_SAVED['states'] = _SAVED['dots']
 
 
 class AttentionStats(nnx.Variable):
@@ -139,8 +141,10 @@ class FlaxModel(nnx.Module):
       remat: what of a layer the backward pass computes again instead of
         storing it: 'none' (or False) nothing; 'dots' all but the products with
         weights, the output of attention and the dropout masks, which takes
-        less memory and on CPU less time; 'full' (or True) everything, which
-        takes the least memory and the time of a forward pass.
+        less memory and on CPU less time; 'states' the same, but the states of
+        fast attention are kept too (FastAttention.keep_states), which takes
+        less time yet; 'full' (or True) everything, which takes the least memory
+        and the time of a forward pass.
       lora_rank: rank of the factors beside the kernels that lora_targets names
         (lora.py); 0 for none.
       lora_alpha: their product counts lora_alpha / lora_rank.
@@ -390,6 +394,13 @@ class FlaxModel(nnx.Module):
     """The output of the last layer, and what all layers measured."""
     graphdef, params_N = nnx.split(self.blocks)
     fns = self.attention_fns
+    if self.remat == 'states':
+      fns = tuple(
+        dataclasses.replace(fn, keep_states=True)
+        if isinstance(fn, FastAttention)
+        else fn
+        for fn in fns
+      )
 
     def apply_block(x_BLD, layer, params, stats, fn):
       block = nnx.merge(graphdef, params)

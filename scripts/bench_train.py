@@ -18,9 +18,10 @@ full rows of random residues, one segment each; with --real those of the
 configuration's data. A step is the whole of it: forward, backward, optimizer.
 As in training it is cut for the cores of a CPU, which
 --gin_bindings="mesh.data = 1" turns off. Without --gin_files the model is
-trained as it is fastest on a CPU: layers are not scanned, and a batch is
-computed in parts of 2,048 tokens a core or more. On Linux large arrays have
-large pages, those of the peers too.
+trained as it is fastest on a CPU: layers are not scanned, the states of fast
+attention are kept for the backward pass, and a batch is computed in parts of
+2,048 tokens a core or more. On Linux large arrays have large pages, those of
+the peers too.
 
 - tokens/s: tokens that are not padding by the median time of a step. All rows
   of one length run in turn, --repeats times, after a turn that is not counted;
@@ -430,6 +431,7 @@ def configure(args) -> None:
     bindings += [
       'FlaxModel.dropout_rate = 0.0',
       'FlaxModel.scan_layers = False',
+      "FlaxModel.remat = 'states'",
       'experiment.model_cls=@FlaxLM',
     ]
   config.register()

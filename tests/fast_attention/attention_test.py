@@ -1,5 +1,6 @@
 """The callable: what it honours, what it refuses, where it works."""
 
+import functools
 import inspect
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec
 from fast_attention import (
   make_fast_generalized_attention,
   make_fast_softmax_attention,
+  residuals,
 )
 
 BOTH = [make_fast_softmax_attention, make_fast_generalized_attention]
@@ -181,6 +183,16 @@ def test_redraw_follows_the_training_step_only(rng):
   }
   assert len(keys) == 6
   assert data(redrawn.projection_rng(1)) == data(fixed.projection_rng(1))
+
+
+def test_a_checkpoint_keeps_the_projection(qkv, rng):
+  def gradients(*qkv):
+    attend = functools.partial(softmax(), rng=rng, is_causal=True)
+    names = jax.checkpoint_policies.save_only_these_names(residuals.NAME)
+    out, vjp = jax.vjp(jax.checkpoint(attend, policy=names), *qkv)
+    return vjp(out)
+
+  assert str(jax.make_jaxpr(gradients)(*qkv)).count('= random_bits[') == 1
 
 
 # Arguments that are refused.

@@ -1,5 +1,7 @@
 """Linear-time sums against the float64 quadratic reference, and causality."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,10 +291,42 @@ def test_signed_kernels_are_finite(name, qkvg, run_with_gradients):
 def test_residuals_are_smaller_than_the_features(qkvg):
   """Nothing of size L x L or L x M waits for the backward pass."""
   attention = make_fast_softmax_attention(nb_features=256)
+  assert largest_residual(attention, qkvg) < 2048 * 256 / 4
+  with_states = dataclasses.replace(attention, keep_states=True)
+  states = 2048 / CHUNK * 16 * 256
+  assert largest_residual(with_states, qkvg) == states
+
+
+def largest_residual(attention, qkvg):
   q, k, v, _ = qkvg(1, 2048, 1, 16)
   _, vjp = jax.vjp(lambda *x: attention(*x, is_causal=True), q, k, v)
-  largest = max(x.size for x in jax.tree.leaves(vjp))
-  assert largest < 2048 * 256 / 4
+  return max(x.size for x in jax.tree.leaves(vjp))
+
+
+@pytest.mark.parametrize('L', [CHUNK - 1, 257])
+@pytest.mark.parametrize('is_causal', [True, False])
+def test_states_that_are_kept_give_the_same_gradients(
+  L, is_causal, qkvg, with_gradients
+):
+  kwargs = dict(is_causal=is_causal, **packed(2, L))
+  inputs = qkvg(2, L, 2, 16, std=2.0)
+  expected = with_gradients(softmax(), **kwargs)(*inputs)
+  with_states = dataclasses.replace(softmax(), keep_states=True)
+  actual = with_gradients(with_states, **kwargs)(*inputs)
+  for a, b in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('keep_states', [True, False])
+def test_states_that_are_kept_are_not_computed_again(keep_states, qkvg):
+  attention = dataclasses.replace(softmax(), keep_states=keep_states)
+  q, k, v, g = qkvg(1, 257, 2, 16)
+
+  def gradients(*qkv):
+    return jax.vjp(lambda *x: attention(*x, is_causal=True), *qkv)[1](g)
+
+  sweeps = str(jax.make_jaxpr(gradients)(q, k, v)).count('= scan[')
+  assert sweeps == (2 if keep_states else 3)
 
 
 @pytest.mark.parametrize('length', [1, 7, 128, 129, 257, 1000])

@@ -1,5 +1,6 @@
 """On a mesh of devices attention and models give what one device gives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from fast_attention import (
   lower_variance,
   make_fast_generalized_attention,
   make_fast_softmax_attention,
+  residuals,
 )
 from protein_lm import attention_sharding, cores, models, sharding
 from protein_lm.exact_attention import exact_attention
@@ -113,6 +115,28 @@ def test_cores_exchange_positions_for_heads(monkeypatch, attention_fn, sizes):
     )
     program = jax.jit(attend).lower(*jax.device_put(arrays[:3], where))
   assert 'all-to-all' in program.compile().as_text()
+
+
+@pytest.mark.parametrize('attention_fn', [exact_attention(), softmax()])
+def test_what_was_exchanged_is_kept_by_a_checkpoint(monkeypatch, attention_fn):
+  monkeypatch.setattr(cores, '_num_devices', 4)
+  q, k, v, g = qkvg()
+
+  def gradients(*qkv):
+    attend = functools.partial(attention_sharding.attend, attention_fn)
+    names = jax.checkpoint_policies.save_only_these_names(residuals.NAME)
+    return jax.vjp(jax.checkpoint(attend, policy=names), *qkv)[1](g)
+
+  with jax.set_mesh(make_mesh(1, 1, 1, 4)):
+    program = str(jax.make_jaxpr(gradients)(q, k, v))
+  assert program.count('= all_to_all[') == 8  # q, k, v, out, and cotangents
+
+
+def test_states_of_other_shards_and_states_that_are_kept():
+  attention_fn = dataclasses.replace(softmax(), keep_states=True)
+  kwargs = dict(segment_ids=packed(4), is_causal=True)
+  actual = with_gradients(attention_fn, make_mesh(1, 1, 1, 4), qkvg(), **kwargs)
+  assert_same(actual, with_gradients(softmax(), None, qkvg(), **kwargs))
 
 
 def test_cores_that_do_not_divide_the_heads_send_states(monkeypatch):
