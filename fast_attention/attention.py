@@ -34,10 +34,12 @@ class FastAttention(decoding.Decoder):
   A value: it holds no arrays, prints, compares and hashes, so that equal
   attentions share one compiled function. Make it with
   `make_fast_softmax_attention` or `make_fast_generalized_attention`, which
-  document and check the attributes, but for one that `dataclasses.replace`
-  sets: with `keep_states` a causal call keeps the state before each chunk of C
-  positions for its backward pass, which computes it again otherwise. States are
-  E / C times the features of all keys.
+  document and check the attributes. One is set by `dataclasses.replace` alone:
+
+  Attributes:
+    keep_states: keeps the state before each chunk of C positions for the
+      backward pass of a causal or segmented call, which computes it again
+      otherwise. States are E / C times the features of all keys.
 
   Example:
 
