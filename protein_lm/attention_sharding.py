@@ -159,6 +159,11 @@ class _Split(NamedTuple):
     """The axes that split heads while these are attended to."""
     return self.heads + ((self.length,) if self.by_heads else ())
 
+  @property
+  def attended_length(self):
+    """The axis that splits the length meanwhile, or None."""
+    return None if self.by_heads else self.length
+
 
 def _find_split(query_BLHK, key_BLJK) -> _Split | None:
   """How the mesh splits attention; None if it does not.
@@ -249,7 +254,7 @@ def _fast(
       segment_ids=segment_ids,
       projection=projection,
       stats=stats,
-      axis_name=None if split.by_heads else split.length,
+      axis_name=split.attended_length,
       **kwargs,
     )
 
@@ -264,7 +269,7 @@ def _fast(
 def _exact(
   attention_fn, split, query, key, value, segment_ids, dropout_rng, **kwargs
 ):
-  if split.length is not None and not split.by_heads:
+  if split.attended_length is not None:
     attention_fn = functools.partial(_gathered, attention_fn)
 
   def shard(query, key, value, segment_ids, dropout_rng):
