@@ -1,5 +1,6 @@
 """A trace of the steps asked for, or an error before the run."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -45,13 +46,22 @@ def test_the_steps_between_are_traced_and_the_file_named(tmp_path, capsys):
   (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
   out = capsys.readouterr().out
   assert str(trace) in out and 'steps 2 to 4' in out
+  planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+  events = [e for plane in planes for line in plane.lines for e in line.events]
+  numbers = [dict(e.stats)['step_num'] for e in events if e.name == 'step']
+  assert numbers == [3, 4]
+  # Tracing Python's functions, '$file:line name', kills a run now and then.
+  assert not [e.name for e in events if e.name.startswith('$')]
 
 
 @pytest.fixture
 def faked(monkeypatch):
   """The calls of jax.profiler, which writes nothing."""
   calls = []
-  monkeypatch.setattr('jax.profiler.start_trace', calls.append)
+  monkeypatch.setattr(
+    'jax.profiler.start_trace',
+    lambda folder, profiler_options: calls.append(folder),
+  )
   monkeypatch.setattr('jax.profiler.stop_trace', lambda: calls.append('stop'))
   return calls
 
