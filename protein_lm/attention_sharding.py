@@ -205,6 +205,24 @@ def _find_split(query_BLHK, key_BLJK) -> _Split | None:
   return split if any(split) else None
 
 
+def _on_shards(split, attend_shard, *specs):
+  """A shard's attention, of queries, keys, values, segments, on all shards.
+
+  Args:
+    split: the _Split of these.
+    attend_shard: the attention to what a device attends to.
+    *specs: of the arguments that follow them.
+  """
+  if split.by_heads:
+    attend_shard = _by_heads(attend_shard)
+  x = split.per_head
+  return jax.shard_map(
+    attend_shard,
+    in_specs=(x, x, x, split.per_position, *specs),
+    out_specs=x,
+  )
+
+
 def _by_heads(attend_rows):
   """Attention to whole rows of some heads, of positions of all heads."""
 
@@ -258,12 +276,9 @@ def _fast(
       **kwargs,
     )
 
-  x, of_heads = split.per_head, P(split.attended_heads)
-  return jax.shard_map(
-    _by_heads(shard) if split.by_heads else shard,
-    in_specs=(x, x, x, split.per_position, of_heads, of_heads),
-    out_specs=x,
-  )(query, key, value, segment_ids, projection_JMK, stats)
+  of_heads = P(split.attended_heads)
+  shards = _on_shards(split, shard, of_heads, of_heads)
+  return shards(query, key, value, segment_ids, projection_JMK, stats)
 
 
 def _exact(
@@ -285,12 +300,8 @@ def _exact(
       **kwargs,
     )
 
-  x = split.per_head
-  return jax.shard_map(
-    _by_heads(shard) if split.by_heads else shard,
-    in_specs=(x, x, x, split.per_position, P()),
-    out_specs=x,
-  )(query, key, value, segment_ids, dropout_rng)
+  shards = _on_shards(split, shard, P())
+  return shards(query, key, value, segment_ids, dropout_rng)
 
 
 def _gathered(

@@ -8,19 +8,16 @@ The tree of parameters depends on the architecture alone, never on
 N, so one checkpoint runs under every attention.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import gin
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fast_attention import FastAttention, lower_variance, residuals
-from protein_lm import lora, sharding, vocab
+from fast_attention import lower_variance
+from protein_lm import layer_stack, model_check, sharding, vocab
 from protein_lm.block import (
-  DROPOUT_MASK,
   EMBED_DROPOUT,
   Block,
   dropout,
@@ -28,38 +25,18 @@ from protein_lm.block import (
   make_norm,
 )
 from protein_lm.exact_attention import exact_attention
+from protein_lm.layer_stack import Remat
+from protein_lm.model_check import (
+  Dtype,
+  Mlp,
+  Norm,
+  OutputHead,
+  PositionEmbedding,
+  RotaryDtype,
+)
 from protein_lm.output_head import DenseHead
 from protein_lm.positions import positions_in_segments, rotation, sinusoid
 from protein_lm.token_dropout import token_dropout
-
-PositionEmbedding = Literal['learned', 'sinusoidal', 'rotary']
-Norm = Literal['layernorm', 'rmsnorm']
-Mlp = Literal['gelu', 'gelu_exact', 'swiglu']
-OutputHead = Literal['linear', 'dense']
-Dtype = Literal['float32', 'bfloat16']
-RotaryDtype = Literal['float32', 'float16']
-Remat = Literal['none', 'dots', 'states', 'full']
-
-_CHOICES = {
-  'position_embedding': get_args(PositionEmbedding),
-  'norm': get_args(Norm),
-  'mlp': get_args(Mlp),
-  'output_head': get_args(OutputHead),
-  'rotary_dtype': get_args(RotaryDtype),
-  'dtype': get_args(Dtype),
-  'remat': get_args(Remat),
-}
-
-
-# What jax.checkpoint keeps of a layer; None is nothing.
-_SAVED = {
-  'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(residuals.NAME, DROPOUT_MASK),
-  ),
-  'full': None,
-}
-_SAVED['states'] = _SAVED['dots']
 
 
 class AttentionStats(nnx.Variable):
@@ -189,7 +166,7 @@ class FlaxModel(nnx.Module):
     if not isinstance(attention_fn, (tuple, list)):
       attention_fn = (attention_fn,)
     self.attention_fns = tuple(attention_fn)
-    _check(self)
+    model_check.check(self)
 
     stddev = emb_dim**-0.5 if scale_embeddings else 0.02  # 0.02 as ESM-2
     self.embed = nnx.Embed(
@@ -319,8 +296,14 @@ class FlaxModel(nnx.Module):
       embed_rng = dropout_rng_of(rng, EMBED_DROPOUT)
       x_BLD = dropout(x_BLD, self.dropout_rate, embed_rng)
     measured_BL = tokens != vocab.PAD_ID if measures else None
-    return self._apply_blocks(
-      x_BLD, self.rotation(positions), segment_ids, rng, stats, measured_BL
+    return layer_stack.apply_layers(
+      self,
+      x_BLD,
+      self.rotation(positions),
+      segment_ids,
+      rng,
+      stats,
+      measured_BL,
     )
 
   @property
@@ -388,75 +371,6 @@ class FlaxModel(nnx.Module):
       mode='fill', fill_value=jnp.nan
     )
 
-  def _apply_blocks(
-    self, x_BLD, rotation, segment_ids_BL, rng, stats, measured_BL
-  ):
-    """The output of the last layer, and what all layers measured."""
-    graphdef, params_N = nnx.split(self.blocks)
-    fns = self.attention_fns
-    if self.remat == 'states':
-      fns = tuple(
-        dataclasses.replace(fn, keep_states=True)
-        if isinstance(fn, FastAttention)
-        else fn
-        for fn in fns
-      )
-
-    def apply_block(x_BLD, layer, params, stats, fn):
-      block = nnx.merge(graphdef, params)
-      x_BLD, measured = block(
-        x_BLD,
-        fn,
-        layer,
-        rotation,
-        segment_ids_BL,
-        rng,
-        stats,
-        measured_BL,
-      )
-      return sharding.constrain(x_BLD), measured
-
-    is_scanned = self.scan_layers and self.num_layers % len(fns) == 0
-    is_scanned &= self.num_layers > len(fns)
-    if self.remat != 'none':
-      apply_block = jax.checkpoint(
-        apply_block,
-        static_argnums=(4,),
-        prevent_cse=not is_scanned,
-        policy=_SAVED[self.remat],
-      )
-
-    def apply_pattern(x_BLD, inputs):
-      layers_P, params_P, stats_P = inputs
-      measured_P = []
-      for p in range(layers_P.shape[0]):
-        params, stats = jax.tree.map(lambda a, p=p: a[p], (params_P, stats_P))
-        x_BLD, measured = apply_block(
-          x_BLD, layers_P[p], params, stats, fns[p % len(fns)]
-        )
-        measured_P.append(measured)
-      return x_BLD, jax.tree.map(lambda *x: jnp.stack(x), *measured_P)
-
-    # Whole patterns of layers are scanned; what remains is unrolled.
-    inputs_N = (jnp.arange(self.num_layers), params_N, stats)
-    period = len(fns) if self.scan_layers else self.num_layers
-    scanned = self.num_layers // period * period
-    measured = []
-    if scanned > period:
-      inputs_GP = jax.tree.map(
-        lambda a: a[:scanned].reshape(-1, period, *a.shape[1:]), inputs_N
-      )
-      x_BLD, measured_GP = jax.lax.scan(apply_pattern, x_BLD, inputs_GP)
-      measured.append(
-        jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), measured_GP)
-      )
-      inputs_N = jax.tree.map(lambda a: a[scanned:], inputs_N)
-    if len(inputs_N[0]):
-      x_BLD, measured_P = apply_pattern(x_BLD, inputs_N)
-      measured.append(measured_P)
-    measured_N = jax.tree.map(lambda *a: jnp.concatenate(a), *measured)
-    return x_BLD, measured_N
-
 
 @gin.configurable
 class FlaxLM(FlaxModel):
@@ -477,76 +391,3 @@ class FlaxBERT(FlaxModel):
 def num_params(params):
   """Number of scalars in a tree of parameters."""
   return sum(x.size for x in jax.tree.leaves(params))
-
-
-def _check(model):
-  """Refuses contradictions, each with its way out."""
-  name = type(model).__name__
-  if model.causal is None:
-    raise ValueError(
-      'FlaxModel is the common part of the models: use FlaxLM (causal) or '
-      'FlaxBERT (masked).'
-    )
-  for argument, choices in _CHOICES.items():
-    if getattr(model, argument) not in choices:
-      raise ValueError(
-        f'{name}.{argument} must be one of {", ".join(choices)}, got '
-        f'{getattr(model, argument)!r}.'
-      )
-  for argument in ('emb_dim', 'qkv_dim', 'mlp_dim', 'num_layers', 'num_heads'):
-    if getattr(model, argument) < 1:
-      raise ValueError(
-        f'{name}.{argument} must be positive, got {getattr(model, argument)}.'
-      )
-  for argument in ('dropout_rate', 'attention_dropout_rate'):
-    if not 0 <= getattr(model, argument) < 1:
-      raise ValueError(
-        f'{name}.{argument} must be in [0, 1), got {getattr(model, argument)}.'
-      )
-  if not model.norm_eps > 0:
-    raise ValueError(f'{name}.norm_eps must be positive, got {model.norm_eps}.')
-  if model.token_dropout and model.causal:
-    raise ValueError(
-      f'{name}.token_dropout = True is of masked models: a causal one never '
-      'reads MASK; leave it False.'
-    )
-  lora.check(
-    name, model.lora_rank, model.lora_alpha, model.lora_targets, model.mlp
-  )
-  if model.qkv_dim % model.num_heads:
-    raise ValueError(
-      f'{name}.qkv_dim={model.qkv_dim} must be a multiple of '
-      f'num_heads={model.num_heads}.'
-    )
-  if model.position_embedding == 'rotary' and (
-    model.qkv_dim // model.num_heads % 2
-  ):
-    raise ValueError(
-      'rotary positions need heads of even width, got qkv_dim / num_heads = '
-      f'{model.qkv_dim // model.num_heads}.'
-    )
-  if model.position_embedding != 'rotary' and model.emb_dim % 2:
-    raise ValueError(
-      f'{model.position_embedding} positions need an even emb_dim, got '
-      f'{model.emb_dim}.'
-    )
-  for fn in model.attention_fns:
-    if not callable(fn):
-      raise ValueError(
-        f'{name}.attention_fn must be callable, got {fn!r}; in gin, call the '
-        'factory: @exact_attention() or @make_fast_softmax_attention().'
-      )
-    direction = getattr(fn, 'unidirectional', None)
-    if direction is not None and direction != model.causal:
-      raise ValueError(
-        f'{name} is {"causal" if model.causal else "not causal"} but its '
-        f'attention_fn has unidirectional={direction}; leave unidirectional '
-        'unset (None) so that it follows the model.'
-      )
-    exact = getattr(fn, 'supports_dropout', False)
-    if model.attention_dropout_rate and not exact:
-      raise ValueError(
-        f'{name}.attention_dropout_rate={model.attention_dropout_rate} needs '
-        f'@exact_attention(): {type(fn).__name__} has no attention weights to '
-        'drop; set it to 0 and use dropout_rate.'
-      )
