@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from protein_lm import memory, models, sharding, time_budget
+from protein_lm import allocator, memory, models, sharding, time_budget
 from protein_lm import timings as timings_lib
 from protein_lm.train_step import weights_of
 
@@ -225,6 +225,8 @@ def _check_memory(run, state, batch, compiled):
   _print('working memory of a step', f'{_megabytes(working)} a device')
   there = 'unknown' if limit is None else _megabytes(limit)
   _print('memory', f'{_megabytes(needed)} of {there} a device')
+  if jax.default_backend() == 'cpu':
+    _print('allocator', allocator.describe())
   if limit is None or needed <= limit:
     return
   abstract_state = memory.abstract(state)

@@ -8,7 +8,7 @@ import os
 
 from absl import flags
 
-from protein_lm import cli, distributed
+from protein_lm import allocator, cli, distributed
 
 
 def train(argv):
@@ -43,6 +43,7 @@ def train(argv):
 
 def main():
   """Defines the flags and runs; the console script protein-lm-train."""
+  allocator.take()
   flags.DEFINE_string(
     'work_dir', None, 'Folder of the run; made if absent.', required=True
   )

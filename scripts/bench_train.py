@@ -20,9 +20,9 @@ As in training it is cut for the cores of a CPU, which
 --gin_bindings="mesh.data = 1" turns off. Without --gin_files the model is
 trained as it is fastest on a CPU: layers are not scanned, the states of fast
 attention are kept for the backward pass, and a batch is computed in parts of
-2,048 tokens a core or more. On Linux jemalloc keeps memory from step to step
-where it is installed, else large arrays have at least large pages, which holds
-for the peers too; the last line says what it was.
+2,048 tokens a core or more. As in training memory comes from jemalloc where it
+is installed (protein_lm/allocator.py), that of the peers too; the last line
+says where from.
 
 - tokens/s: tokens that are not padding by the median time of a step. All rows
   of one length run in turn, --repeats times, after a turn that is not counted;
@@ -37,13 +37,11 @@ for the peers too; the last line says what it was.
 """
 
 import csv
-import ctypes.util
 import dataclasses
 import functools
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +62,7 @@ from fast_attention import (  # noqa: E402
   make_fast_softmax_attention,
 )
 from protein_lm import (  # noqa: E402
+  allocator,
   cli,
   config,
   cores,
@@ -83,7 +82,6 @@ _SECONDS_PER_TURN = 0.5
 _NUM_RESIDUES = 20
 _TOKENS_PER_PART = 2048
 _NUM_REAL_BATCHES = 8
-_ALLOCATORS = {'LD_PRELOAD', 'GLIBC_TUNABLES'}  # variables that name one
 
 
 @dataclasses.dataclass
@@ -401,9 +399,7 @@ def bench(
     f'{statistics.median(rates) / 1e9:,.0f} GFLOP/s, median of {len(rates)} '
     f'({min(rates) / 1e9:,.0f} to {max(rates) / 1e9:,.0f})'
   )
-  named = sorted(_ALLOCATORS & os.environ.keys())
-  memory = ', '.join(f'{name}={os.environ[name]}' for name in named)
-  print(f'memory: {memory or "as the system gives it"}')
+  print(f'allocator: {allocator.describe()}')
   return lines
 
 
@@ -482,21 +478,7 @@ def main(_):
       writer.writerows(lines)
 
 
-def take_allocator() -> None:
-  """Starts again with it: what allocates is settled when a process begins."""
-  if sys.platform != 'linux' or _ALLOCATORS & os.environ.keys():
-    return
-  if jemalloc := ctypes.util.find_library('jemalloc'):
-    os.environ['LD_PRELOAD'] = jemalloc
-    os.environ.setdefault(
-      'MALLOC_CONF', 'thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1'
-    )
-  else:
-    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-  os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == '__main__':
-  take_allocator()
+  allocator.take()
   define_flags()
   app.run(main)

@@ -17,8 +17,6 @@ fi
 
 work_dir=runs/quickstart
 titin=Q8WZ42 # UniProt accession; 34,350 residues, the longest human protein
-# Large pages for large arrays: faster on a CPU (scripts/BENCHMARKS.md, section 8).
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 evaluate() {
   "$python" -m protein_lm.evaluate --work_dir="$work_dir" "$@"

@@ -125,21 +125,3 @@ def test_tiny_run(bench, tiny, capsys):
   assert all(line['tokens_per_sec'] > 0 for line in lines)
   assert all(line['temp_mb'] != '' for line in lines)
   assert 'product of matrices' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-  'library, variable', [('libx.so.2', 'LD_PRELOAD'), (None, 'GLIBC_TUNABLES')]
-)
-def test_starts_again_once_with_an_allocator(
-  bench, monkeypatch, library, variable
-):
-  started = []
-  monkeypatch.setattr(sys, 'platform', 'linux')
-  monkeypatch.setattr(bench.os, 'execv', lambda *args: started.append(args))
-  monkeypatch.setattr(bench.ctypes.util, 'find_library', lambda _: library)
-  monkeypatch.setattr(bench.os, 'environ', {})
-  for _ in range(2):
-    bench.take_allocator()
-  assert started == [(sys.executable, sys.orig_argv)]
-  assert variable in bench.os.environ
-  assert ('MALLOC_CONF' in bench.os.environ) == bool(library)
