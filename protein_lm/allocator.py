@@ -30,10 +30,9 @@ def take() -> None:
   """
   arguments = sys.argv[1:]
   is_command = sys.orig_argv[len(sys.orig_argv) - len(arguments) :] == arguments
-  is_chosen = any(name in os.environ for name in _VARIABLES)
   if sys.platform != 'linux' or not sys.executable or not is_command:
     return
-  if is_chosen or _is_accelerated():
+  if any(name in os.environ for name in _VARIABLES) or _is_accelerated():
     return
   if jemalloc := ctypes.util.find_library('jemalloc'):
     os.environ['LD_PRELOAD'] = jemalloc
@@ -46,7 +45,7 @@ def take() -> None:
 def describe() -> str:
   """What was chosen, for a reader: 'LD_PRELOAD=libjemalloc.so.2'."""
   named = [
-    f'{name}={os.environ[name]}' for name in _VARIABLES if name in os.environ
+    f'{name}={os.environ[name]}' for name in _VARIABLES if os.environ.get(name)
   ]
   return ', '.join(named) or "the system's"
 

@@ -79,7 +79,6 @@ class Profiler:
     """
     if self._steps is None:
       return
-    self._traced_step.close()
     if self.is_tracing and step >= self._steps[1]:
       jax.block_until_ready(state)
       self._stop(must_exist=True)
@@ -90,6 +89,7 @@ class Profiler:
       jax.profiler.start_trace(str(self._folder), profiler_options=options)
       self.is_tracing = True
     if self.is_tracing:
+      self._traced_step.close()  # the one before
       name = jax.profiler.StepTraceAnnotation('step', step_num=step + 1)
       self._traced_step.enter_context(name)
 
